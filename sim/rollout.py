@@ -1,0 +1,65 @@
+"""Step an environment with a behaviour: the one loop behind collection, evaluation and films."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from embodied.contracts.protocols import Policy
+from embodied.sim.suites import environment
+
+PolicyFactory = Callable[[], Policy]
+
+
+class Behaviour(Protocol):
+    """What drives an episode. A scripted one may look at the simulator instead of the observation."""
+
+    def reset(self, seed: int) -> str: ...
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray: ...
+
+
+class PolicyBehaviour:
+    """A learned policy in the place of a scripted behaviour; it executes the first action of each chunk."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def reset(self, seed: int) -> str:
+        del seed
+        return "policy"
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self._policy.act(observation)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One control step: what was seen, done, and seen then."""
+
+    observation: dict[str, np.ndarray]
+    action: np.ndarray
+    next_observation: dict[str, np.ndarray]
+    reward: float
+    terminated: bool
+    truncated: bool
+    success: bool
+
+
+@functools.lru_cache(maxsize=2)
+def cached_environment(env_id: str, cameras: tuple[str, ...], image_size: int) -> Any:
+    """This process's environment of that make; building one compiles a model."""
+    return environment(env_id).make(cameras=cameras, image_size=image_size)
+
+
+def rollout(env: Any, behaviour: Behaviour, seed: int) -> Iterator[Step]:
+    """Yield the steps of one episode until the environment ends it; `behaviour` has been reset with `seed`."""
+    observation, _ = env.reset(seed)
+    ended = False
+    while not ended:
+        action = np.clip(behaviour.act(observation), -1.0, 1.0).astype(np.float32)
+        following, reward, terminated, truncated, info = env.step(action)
+        yield Step(observation, action, following, reward, terminated, truncated, info["success"])
+        observation, ended = following, terminated or truncated

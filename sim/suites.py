@@ -1,0 +1,72 @@
+"""The environments there are, by name. A new one is a file beside this and a line in `ENVIRONMENTS`."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from embodied.contracts.errors import InputError, suggest
+from embodied.datasets.store import EpisodeStore
+from embodied.sim import experts, robosuite_lift
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """One simulated task.
+
+    Attributes:
+        make: `make(cameras=(...), image_size=64)` gives an object with Gymnasium's reset(seed) and step(action).
+        behaviours: name -> class with `reset(seed) -> str` and `act(observation) -> (A,)`; drives `sim collect`.
+        truth_keys: observation keys that `true_reward` and `true_progress` take, (F, ...) each.
+        true_reward: the task's own shaped reward per frame, (F,).
+        true_progress: how far the task has come per frame, (F,) in [0, 1].
+    """
+
+    make: Callable[..., Any]
+    behaviours: Mapping[str, Callable[[Any], Any]]
+    truth_keys: tuple[str, ...]
+    true_reward: Callable[..., np.ndarray]
+    true_progress: Callable[..., np.ndarray]
+
+
+ENVIRONMENTS: dict[str, Environment] = {
+    "robosuite/Lift": Environment(
+        make=robosuite_lift.LiftEnv,
+        behaviours={
+            "scripted": experts.ScriptedPolicy,
+            "expert": experts.ScriptedExpert,
+            "random": experts.RandomPolicy,
+        },
+        truth_keys=robosuite_lift.REWARD_KEYS,
+        true_reward=robosuite_lift.shaped_reward,
+        true_progress=robosuite_lift.true_progress,
+    ),
+}
+
+
+def environment(env_id: str) -> Environment:
+    """Look up by name; an unknown one is an InputError with the list."""
+    if env_id not in ENVIRONMENTS:
+        raise InputError(f"--env: no environment '{env_id}'.{suggest(env_id, ENVIRONMENTS)}")
+    return ENVIRONMENTS[env_id]
+
+
+def _truth(env_id: str, store: EpisodeStore) -> dict[str, np.ndarray]:
+    keys = environment(env_id).truth_keys
+    if missing := [k for k in keys if k not in store.spec.observations]:
+        raise InputError(
+            f"{store.path}: no observation '{missing[0]}', which the true reward of {env_id} is computed from.\n"
+            "Only a store made by 'embodied sim collect' carries the simulator's state."
+        )
+    return {key: store.read(f"observation/{key}", 0, store.num_frames) for key in keys}
+
+
+def true_reward(env_id: str, store: EpisodeStore) -> np.ndarray:
+    """(F,) float32: the simulator's shaped reward of every frame of a store that `sim collect` made."""
+    return environment(env_id).true_reward(**_truth(env_id, store)).astype(np.float32)
+
+
+def true_progress(env_id: str, store: EpisodeStore) -> np.ndarray:
+    """(F,) float32 in [0, 1]: the simulator's progress of every frame, what a label's ranks are held against."""
+    return environment(env_id).true_progress(**_truth(env_id, store)).astype(np.float32)
