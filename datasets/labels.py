@@ -1,0 +1,171 @@
+"""Writing label sets: one score per frame, in resumable blocks, whole or not at all, never without provenance."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from embodied.contracts.errors import LabelError
+from embodied.contracts.provenance import hash_json
+from embodied.datasets.store import EpisodeStore, Label
+from embodied.datasets.write_store import ArrayStream, disk_message
+
+REQUIRED_PROVENANCE = ("labeller", "config", "dataset_fingerprint", "code_version")
+
+
+class LabelWriter:
+    """Writes the label set `name` of a store.
+
+    Finished blocks wait in `<store>.labels-partial/<name>/`; a killed pass resumes at the first missing one and ends
+    with arrays byte-identical to an uninterrupted one's.
+
+    Args:
+        store: a store in a local folder.
+        name: letters, digits, `_`, `-`, `.`.
+        provenance: must have `labeller`, `config`, `dataset_fingerprint`, `code_version`; the first three decide
+            whether blocks found on disk belong to the same pass.
+        block: frames per block.
+        alignment: `post` (the reward of the step at frame t is score[t + 1]) or `pre` (score[t]).
+
+    Raises:
+        LabelError: the name is taken, provenance is missing or of another dataset, or another pass was interrupted.
+    """
+
+    def __init__(
+        self, store: EpisodeStore, name: str, provenance: Mapping[str, Any], block: int = 4096, alignment: str = "post"
+    ) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+            raise LabelError(f"'{name}' is no name for a label set: use letters, digits, '_', '-', '.'.")
+        if missing := [key for key in REQUIRED_PROVENANCE if not provenance.get(key) and provenance.get(key) != {}]:
+            raise LabelError(f"Label set '{name}' is refused: its provenance lacks {', '.join(missing)}.")
+        if provenance["dataset_fingerprint"] != store.fingerprint:
+            raise LabelError(f"Label set '{name}' is refused: its provenance names another dataset than {store.path}.")
+        if alignment not in ("post", "pre"):
+            raise LabelError(f"Alignment '{alignment}' is unknown. Valid: post, pre.")
+        if "://" in store.path:
+            raise LabelError(f"{store.path} is remote; label sets are written to local stores only.")
+        self.store, self.name, self.block = store, name, block
+        self._attributes = {"provenance": dict(provenance), "alignment": alignment}
+        keys = ("labeller", "config", "dataset_fingerprint")
+        self._hash = hash_json([{key: provenance[key] for key in keys}, block, alignment])
+        self.staging = Path(f"{store.path}.labels-partial") / name
+        self.path = Path(store.path) / "labels" / name
+        # Killed between the last rename and the removal of the staging folder: the labels are whole, only tidy up.
+        self._renamed = self.path.exists() and self._staged_hash() == self._hash
+        if self.path.exists() and not self._renamed:
+            raise LabelError(
+                f"{store.path} has a label set '{name}' already.\nLabels are never overwritten: name another."
+            )
+        self._claim_staging()
+
+    @property
+    def num_blocks(self) -> int:
+        return -(-self.store.num_frames // self.block)
+
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """(block index, first frame, frame after the last) of each block that is not done."""
+        for index in range(self.num_blocks):
+            if not self._renamed and not self._file(index).exists():
+                yield index, *self._bounds(index)
+
+    def write_block(self, index: int, scores: np.ndarray, **channels: np.ndarray) -> None:
+        """Stage one block: scores (frames of the block,), and further channels (frames, ...) by name.
+
+        Raises:
+            LabelError: a score or channel is not finite (names the frame), has a wrong length, or the disk refuses.
+        """
+        start, stop = self._bounds(index)
+        arrays = {name: np.asarray(a, np.float32) for name, a in {"score": scores, **channels}.items()}
+        for name, values in arrays.items():
+            if len(values) != stop - start or (name == "score" and values.ndim != 1):
+                raise LabelError(
+                    f"'{name}' of block {index} has shape {values.shape}; frames {start} to {stop - 1} need one each."
+                )
+            if not np.isfinite(values).all():
+                frame = start + int(np.argwhere(~np.isfinite(values))[0][0])
+                raise LabelError(f"Label set '{self.name}': '{name}' of frame {frame} is {values[frame - start]}.")
+        file = self._file(index)
+        temporary = file.with_suffix(".tmp")
+        try:
+            with open(temporary, "wb") as stream:
+                np.savez(stream, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            os.replace(temporary, file)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise LabelError(disk_message(error, temporary)) from error
+
+    def finish(self, **counts: Any) -> Label:
+        """Join the blocks and put the label set in the store.
+
+        Args:
+            counts: kept in the provenance beside the rest, for example `abstentions=3`.
+        """
+        if not self._renamed:
+            if missing := [index for index, _, _ in self.blocks()]:
+                raise LabelError(f"Label set '{self.name}': {len(missing)} of {self.num_blocks} blocks are missing.")
+            joined = self.staging / "joined"
+            try:
+                shutil.rmtree(joined, ignore_errors=True)
+                self._join(joined, counts)
+                os.rename(joined, self.path)
+            except OSError as error:
+                shutil.rmtree(joined, ignore_errors=True)
+                raise LabelError(disk_message(error, joined)) from error
+        shutil.rmtree(self.staging)
+        if not any(self.staging.parent.iterdir()):
+            self.staging.parent.rmdir()
+        return self.store.label(self.name)
+
+    def _join(self, folder: Path, counts: Mapping[str, Any]) -> None:
+        group = zarr.open_group(folder, mode="w-", zarr_format=3)
+        streams: dict[str, ArrayStream] = {}
+        for index in range(self.num_blocks):
+            with np.load(self._file(index), allow_pickle=False) as file:
+                arrays = dict(file)
+            if index == 0:
+                for name, rows in sorted(arrays.items()):
+                    streams[name] = ArrayStream(group, name, (self.store.num_frames, *rows.shape[1:]), "float32")
+            if set(arrays) != set(streams):
+                raise LabelError(
+                    f"Label set '{self.name}': block {index} has {sorted(arrays)}, block 0 {sorted(streams)}."
+                )
+            for name, stream in streams.items():
+                stream.append(arrays[name])
+        digests = {name: stream.close() for name, stream in streams.items()}
+        provenance = self._attributes["provenance"] | {"counts": dict(counts)}  # type: ignore[operator]
+        group.attrs.update(self._attributes | {"provenance": provenance, "fingerprint": hash_json(digests)})
+
+    def _bounds(self, index: int) -> tuple[int, int]:
+        return index * self.block, min((index + 1) * self.block, self.store.num_frames)
+
+    def _file(self, index: int) -> Path:
+        return self.staging / f"block_{index:06d}.npz"
+
+    def _staged_hash(self) -> str | None:
+        try:
+            return json.loads((self.staging / "config.json").read_text())["hash"]
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _claim_staging(self) -> None:
+        claim = self.staging / "config.json"
+        temporary = self.staging / f"config.{os.getpid()}.tmp"
+        try:
+            self.staging.mkdir(parents=True, exist_ok=True)
+            if not claim.exists():
+                temporary.write_text(json.dumps({"hash": self._hash}))
+                os.replace(temporary, claim)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise LabelError(disk_message(error, claim)) from error
+        if self._staged_hash() != self._hash:
+            raise LabelError(
+                f"{self.staging} holds an unfinished label set of another configuration.\n"
+                f"Run that command again to finish it, or delete it: rm -r {self.staging}"
+            )

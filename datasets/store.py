@@ -1,0 +1,207 @@
+"""EpisodeStore: one Zarr v3 group per dataset, frame-aligned, read-only once written (layout: ARCHITECTURE.md)."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from embodied.contracts.errors import InputError, LabelError, StoreError, suggest
+from embodied.contracts.specs import DatasetSpec
+from embodied.datasets.episode import Episode
+
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """One label set: a score per frame and where it came from.
+
+    Attributes:
+        score: (F,) float32.
+        channels: further named (F, ...) arrays, for example `confidence`.
+        alignment: `post`: the reward of the step at frame t is score[t + 1], as an environment would pay it.
+    """
+
+    name: str
+    score: np.ndarray
+    channels: dict[str, np.ndarray]
+    provenance: dict[str, Any]
+    alignment: str
+
+
+class EpisodeStore:
+    """A dataset, opened for reading.
+
+    Args:
+        path: local folder, or any fsspec URL (`s3://...`).
+
+    Raises:
+        StoreError: nothing is there, it is no EpisodeStore, or it is of another schema version.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        self._group = _open(self.path)
+        self.attributes: dict[str, Any] = dict(self._group.attrs)
+        self.spec = DatasetSpec.from_json(self.attributes["spec"])
+        self.fingerprint: str = self.attributes["fingerprint"]
+        self.num_frames: int = self.attributes["num_frames"]
+        self.num_episodes: int = self.attributes["num_episodes"]
+        self._arrays: dict[str, zarr.Array] = {}
+
+    @functools.cached_property
+    def episode_start(self) -> np.ndarray:
+        """(E,) int64: the frame at which each episode starts."""
+        return self.read("episode/start")
+
+    @functools.cached_property
+    def episode_length(self) -> np.ndarray:
+        """(E,) int64: frames of each episode, the final observation included."""
+        return self.read("episode/length")
+
+    @functools.cached_property
+    def success(self) -> np.ndarray:
+        """(E,) int8: 1 success, 0 failure, -1 unknown."""
+        return self.read("episode/success")
+
+    @functools.cached_property
+    def instructions(self) -> list[str]:
+        """The task in words, per episode."""
+        return [str(text) for text in self.read("episode/instruction")]
+
+    @functools.cached_property
+    def source_ids(self) -> list[str]:
+        """Where each episode came from."""
+        return [str(text) for text in self.read("episode/source_id")]
+
+    def names(self) -> list[str]:
+        """Names of the frame-aligned arrays."""
+        return list(array_specs(self.spec))
+
+    def array(self, name: str) -> zarr.Array:
+        """The Zarr array `name`, such as `action` or `observation/images/wrist`. Raises InputError with the list."""
+        if name not in self._arrays:
+            try:
+                found = self._group[name]
+            except KeyError:
+                found = None
+            if not isinstance(found, zarr.Array):
+                raise InputError(f"{self.path} has no array '{name}'.{suggest(name, self.names())}")
+            self._arrays[name] = found
+        return self._arrays[name]
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows `start` to `stop` of an array, the whole of it by default."""
+        try:
+            return np.asarray(self.array(name)[start:stop])
+        except (OSError, RuntimeError, ValueError) as error:
+            raise StoreError(
+                f"{self.path}: cannot read '{name}' ({error}).\nThe store is damaged: make it again."
+            ) from error
+
+    def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Rows of an array by index, in any order: (B,) int -> (B, ...).
+
+        Decodes each chunk once, and one chunk at a time: two to three times the speed of Zarr's own `oindex` on shards.
+        """
+        array = self.array(name)
+        rows = np.asarray(rows, np.int64)
+        if len(rows) and not (rows.min() >= 0 and rows.max() < array.shape[0]):
+            raise InputError(f"'{name}' has rows 0 to {array.shape[0] - 1}; asked for {rows.min()} to {rows.max()}.")
+        out = np.empty((len(rows), *array.shape[1:]), array.dtype)
+        chunk = array.chunks[0]
+        chunk_of = rows // chunk
+        order = np.argsort(chunk_of, kind="stable")
+        edges = np.flatnonzero(np.diff(chunk_of[order])) + 1
+        for group in np.split(order, edges):
+            if len(group):
+                start = int(chunk_of[group[0]]) * chunk
+                out[group] = self.read(name, start, start + chunk)[rows[group] - start]
+        return out
+
+    def frames(self, camera: str, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Images `start` to `stop` of a camera, (n, H, W, 3) uint8. Raises InputError with the list of cameras."""
+        if camera not in self.spec.images:
+            raise InputError(f"{self.path} has no camera '{camera}'.{suggest(camera, self.spec.images)}")
+        return self.read(f"observation/images/{camera}", start, stop)
+
+    def episode(self, index: int) -> Episode:
+        """Episode `index`, whole."""
+        if not 0 <= index < self.num_episodes:
+            raise InputError(f"{self.path} has episodes 0 to {self.num_episodes - 1}; asked for {index}.")
+        start = int(self.episode_start[index])
+        stop = start + int(self.episode_length[index])
+        rows = {name: self.read(name, start, stop) for name in self.names()}
+        success = int(self.success[index])
+        return Episode(
+            observations={key: rows[f"observation/{key}"] for key in self.spec.observations},
+            images={camera: rows[f"observation/images/{camera}"] for camera in self.spec.images},
+            action=rows.get("action"),
+            step_valid=rows["step_valid"],
+            terminated=rows["terminated"],
+            truncated=rows["truncated"],
+            timestamp=rows["timestamp"],
+            reward=rows.get("reward"),
+            instruction=self.instructions[index],
+            success=None if success < 0 else bool(success),
+            source_id=self.source_ids[index],
+        )
+
+    def label_names(self) -> list[str]:
+        """Names of the label sets, sorted."""
+        labels = zarr.open_group(self._group.store_path / "labels", mode="r")
+        return sorted(labels.group_keys())
+
+    def label(self, name: str) -> Label:
+        """The label set `name`. Raises LabelError with the list of label sets."""
+        if name not in (names := self.label_names()):
+            raise LabelError(f"{self.path} has no label set '{name}'.{suggest(name, names)}")
+        group = zarr.open_group(self._group.store_path / "labels" / name, mode="r")
+        arrays = {key: np.asarray(array[:]) for key, array in group.arrays()}  # type: ignore[index]
+        score = arrays.pop("score")
+        if len(score) != self.num_frames:
+            raise LabelError(f"{self.path}: label set '{name}' has {len(score)} scores for {self.num_frames} frames.")
+        attributes = dict(group.attrs)
+        return Label(name, score, arrays, attributes["provenance"], attributes["alignment"])  # type: ignore[arg-type]
+
+
+def array_specs(spec: DatasetSpec) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> (shape of one row, dtype) of every frame-aligned array of a store with this spec."""
+    arrays: dict[str, tuple[tuple[int, ...], str]] = {}
+    for key, array in spec.observations.items():
+        arrays[f"observation/{key}"] = (array.shape, "float32")
+    for camera, array in spec.images.items():
+        arrays[f"observation/images/{camera}"] = (array.shape, "uint8")
+    if spec.action is not None:
+        arrays["action"] = (spec.action.shape, "float32")
+    if spec.has_reward:
+        arrays["reward"] = ((), "float32")
+    return arrays | {
+        "step_valid": ((), "bool"),
+        "terminated": ((), "bool"),
+        "truncated": ((), "bool"),
+        "timestamp": ((), "float64"),
+    }
+
+
+def _open(path: str) -> zarr.Group:
+    if "://" not in path:
+        if not Path(path).exists():
+            partial = Path(f"{path}.partial")
+            unfinished = f"\n{partial} is unfinished: run the command that wrote it again." if partial.exists() else ""
+            raise StoreError(f"{path} does not exist.{unfinished}")
+        if not Path(path).is_dir():
+            raise StoreError(f"{path} is a file, not an EpisodeStore.\nImport it: embodied data import {path} STORE")
+    try:
+        group = zarr.open_group(path, mode="r", zarr_format=3)
+    except (FileNotFoundError, KeyError, ValueError) as error:
+        raise StoreError(f"{path} is not an EpisodeStore: it holds no Zarr v3 group.") from error
+    version = group.attrs.get("embodied_schema")
+    if version is None or "fingerprint" not in group.attrs:
+        raise StoreError(f"{path} is a Zarr group but not an EpisodeStore: its attributes lack 'embodied_schema'.")
+    if version != SCHEMA_VERSION:
+        raise StoreError(f"{path} has schema version {version}; this program reads version {SCHEMA_VERSION}.")
+    return group
