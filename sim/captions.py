@@ -23,15 +23,20 @@ GOAL = "the gripper lifts the red cube high above the table"
 BASELINE = "the gripper is very far from the red cube"
 
 
-def captions(
-    cube_position: np.ndarray, eef_position: np.ndarray, cube_grasped: np.ndarray, rng: np.random.Generator
-) -> list[str]:
-    """One sentence per frame, its wording drawn by `rng`. Arguments as `robosuite_lift.true_progress`, (F, ...)."""
+NUM_STAGES = len(NEARNESS) + len(HEIGHTS)
+
+
+def stage(cube_position: np.ndarray, eef_position: np.ndarray, cube_grasped: np.ndarray) -> np.ndarray:
+    """(F,) int64: 0 is very far, NUM_STAGES - 1 lifted high. Arguments as `robosuite_lift.true_progress`, (F, ...)."""
     distance = np.linalg.norm(eef_position - cube_position, axis=-1)
     height = cube_position[..., 2] - TABLE_HEIGHT - 0.021
-    sentences = []
-    for near, up, held in zip(distance, height, cube_grasped[..., 0] > 0, strict=True):
-        stages, value = (HEIGHTS, up) if held else (NEARNESS, near)
-        wordings = next(words for bound, words in stages if value <= bound)
-        sentences.append(str(rng.choice(wordings)))
-    return sentences
+    near = np.searchsorted([bound for bound, _ in NEARNESS], distance)
+    up = np.searchsorted([bound for bound, _ in HEIGHTS], height)
+    return np.where(cube_grasped[..., 0] > 0, len(NEARNESS) + up, len(NEARNESS) - 1 - near)
+
+
+def wordings(stage_index: int) -> tuple[str, ...]:
+    """The sentences that are true at a stage."""
+    if stage_index >= len(NEARNESS):
+        return HEIGHTS[stage_index - len(NEARNESS)][1]
+    return NEARNESS[len(NEARNESS) - 1 - stage_index][1]
