@@ -1,0 +1,50 @@
+"""Fill a frozen dataclass from YAML or JSON: unknown keys and wrong types are errors that say what would be right."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from embodied.contracts.errors import ConfigError, suggest
+
+T = TypeVar("T")
+
+
+def check_keys(data: Mapping[str, Any], valid: set[str], where: str) -> None:
+    """Raise ConfigError naming the first key of `data` that is not in `valid`."""
+    for key in data:
+        if key not in valid:
+            raise ConfigError(f"{where}: unknown key '{key}'.{suggest(str(key), valid)}")
+
+
+def fill(kind: type[T], data: Mapping[str, Any], where: str) -> T:
+    """An instance of the dataclass `kind` with the values of `data`; `where` opens every error's message."""
+    fields = dataclasses.fields(kind)  # type: ignore[arg-type]
+    check_keys(data, {f.name for f in fields}, where)
+    for field in fields:
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and field.name not in data:
+            raise ConfigError(f"{where}: the key '{field.name}' is missing.")
+    try:
+        return msgspec.convert(dict(data), kind, dec_hook=_decode)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _decode(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise msgspec.ValidationError(f"expected {kind.__name__}, got {type(value).__name__} {value!r}")
+
+
+def to_json(config: Any) -> Any:
+    """A dataclass, path, tuple or mapping as plain JSON values."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, Mapping):
+        return {str(k): to_json(v) for k, v in config.items()}
+    if isinstance(config, list | tuple):
+        return [to_json(v) for v in config]
+    return str(config) if isinstance(config, Path) else config

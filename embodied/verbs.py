@@ -1,0 +1,111 @@
+"""Every verb of the command line, and what a verb is.
+
+A verb is one file with a frozen dataclass (its whole configuration), a function `verb(config, progress) -> dict`
+whose result is JSON-able, and `touches(config) -> Touches`. It may have `as_text(result) -> str` for people. Rooms are
+imported inside the function, so that help comes at once. A new verb is one new file and one new line in `VERBS`.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from embodied.contracts.errors import InputError, suggest
+
+
+@dataclasses.dataclass(frozen=True)
+class Touches:
+    """The paths a configured verb reads and writes; a pipeline caches and orders by them.
+
+    Attributes:
+        reads: inputs; a label set is the path `<store>/labels/<name>`.
+        writes: outputs. Each appears whole or is resumable.
+        staging: where an interrupted run keeps its work, if not inside `writes`.
+        resumable: outputs that the same command continues; the others must not exist when the verb starts.
+    """
+
+    reads: tuple[Path, ...] = ()
+    writes: tuple[Path, ...] = ()
+    staging: tuple[Path, ...] = ()
+    resumable: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Verb:
+    """Where a verb is, what help says, and whose code decides its result.
+
+    Attributes:
+        target: `module:function`.
+        summary: one line.
+        code: rooms and front-door files (beside contracts and the verb's own file) that a cached result depends on.
+    """
+
+    target: str
+    summary: str
+    code: tuple[str, ...] = ()
+
+    def load(self) -> "LoadedVerb":
+        module_name, function_name = self.target.split(":")
+        module = importlib.import_module(module_name)
+        function = getattr(module, function_name)
+        config_type = typing.get_type_hints(function)[next(iter(inspect.signature(function).parameters))]
+        return LoadedVerb(function, config_type, module.touches, getattr(module, "as_text", None))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedVerb:
+    """A verb whose file has been imported."""
+
+    run: Callable[..., dict[str, Any]]
+    config_type: type
+    touches: Callable[[Any], Touches]
+    as_text: Callable[[dict[str, Any]], str] | None
+
+
+VERBS: dict[str, Verb] = {
+    "quickstart": Verb("embodied.quickstart:quickstart", "the whole loop, offline, in minutes"),
+    "run": Verb("embodied.pipeline:run", "run the stages of a pipeline file; unchanged ones are skipped"),
+    "data import": Verb("embodied.data_import:data_import", "read recordings into an EpisodeStore", ("datasets",)),
+    "data info": Verb("embodied.data_info:data_info", "what a store holds", ("datasets",)),
+    "sim collect": Verb(
+        "embodied.sim_collect:sim_collect", "record episodes in simulation", ("datasets", "sim", "policies")
+    ),
+    "pretrain": Verb(
+        "embodied.pretrain:pretrain", "value pre-training on frames alone (ICVF)", ("datasets", "policies")
+    ),
+    "label clip": Verb("embodied.label_clip:label_clip", "score every frame with CLIP", ("datasets", "vlm_rewards")),
+    "label truth": Verb(
+        "embodied.label_truth:label_truth", "the simulator's own reward, to compare with", ("datasets", "sim")
+    ),
+    "label audit": Verb(
+        "embodied.label_audit:label_audit", "does a label rise with true progress?", ("datasets", "sim", "vlm_rewards")
+    ),
+    "train bc": Verb("embodied.train:train_bc", "behaviour cloning, many seeds at once", ("datasets", "policies")),
+    "train iql": Verb("embodied.train:train_iql", "implicit Q-learning, many seeds at once", ("datasets", "policies")),
+    "eval": Verb(
+        "embodied.evaluate:evaluate", "success in simulation, with intervals", ("policies", "sim", "statistics.py")
+    ),
+    "compare": Verb("embodied.compare:compare", "intervals of several results side by side", ("statistics.py",)),
+    "robot sim": Verb("embodied.robot_sim:robot_sim", "a MuJoCo robot on the ROS 2 graph", ("robot_bridge", "sim")),
+    "deploy": Verb(
+        "embodied.deploy:deploy",
+        "run a bundle on the ROS 2 graph, safely",
+        ("robot_bridge", "sim", "policies", "statistics.py"),
+    ),
+    "report": Verb(
+        "embodied.report:report",
+        "one HTML page of what was run and found",
+        ("report_figures.py", "report.html", "datasets", "sim", "vlm_rewards"),
+    ),
+    "info": Verb("embodied.info:info", "versions and devices, for bug reports"),
+}
+
+
+def find_verb(name: str) -> Verb:
+    """Look up a verb by its words; an unknown one is an InputError with a suggestion."""
+    if name not in VERBS:
+        raise InputError(f"There is no verb '{name}'.{suggest(name, VERBS)}")
+    return VERBS[name]
