@@ -1,0 +1,202 @@
+"""A robot's profile: which joints, which topics, which limits, which deadlines. One YAML file per robot.
+
+`panda-mujoco.yaml` beside this file is the example; a real arm needs a copy with its own names and limits.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from embodied.contracts.errors import ConfigError, suggest
+from embodied.robot_bridge.limits import Limits, read_limits
+
+PROFILES = Path(__file__).resolve().parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Gripper:
+    """A gripper as one joint in metres of opening; closed where the action is positive, open elsewhere."""
+
+    joint: str
+    open: float
+    closed: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Topics:
+    """Absolute ROS topic names. `cameras`: the bundle's camera name -> topic of sensor_msgs/Image."""
+
+    joint_states: str = "/joint_states"
+    command: str = "/joint_trajectory_controller/joint_trajectory"
+    cameras: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Safety:
+    """Deadlines and rates of the safety filter.
+
+    Attributes:
+        rate_hz: ticks of the filter [Hz].
+        command_every: a command is sent every so many ticks.
+        look_ahead: the chunk is sampled this much ahead of now, which makes up for the filter's lag [s].
+        chunk_horizon: how far past its arrival a chunk is executed without a newer one [s].
+        chunk_timeout: HOLD this long after the last usable point [s].
+        chunk_max_age: chunks from observations older than this are refused [s].
+        clock_skew_max: stamps further in the future than this are refused [s].
+        joint_timeout: HOLD when joint states are older [s].
+        joint_stop: STOPPED when they are older [s].
+        hold_resume: HOLD ends by itself if its cause is gone within this time [s]; later it needs `run`.
+        first_chunk_timeout: HOLD when no chunk came so long after `run` [s].
+        tracking_error, tracking_time: HOLD when command and measurement differ by more than tracking_error [rad] for
+            tracking_time [s].
+        arm_max_velocity: arming is refused while a joint moves faster [rad/s].
+        max_consecutive_clamps: HOLD after so many ticks in a row in which a target had to be clamped.
+        deadman_required, deadman_timeout: HOLD unless /bridge/deadman says true at least this often [s].
+    """
+
+    rate_hz: float = 100.0
+    command_every: int = 2
+    look_ahead: float = 0.02
+    chunk_horizon: float = 0.15
+    chunk_timeout: float = 0.15
+    chunk_max_age: float = 0.5
+    clock_skew_max: float = 0.1
+    joint_timeout: float = 0.1
+    joint_stop: float = 0.5
+    hold_resume: float = 1.0
+    first_chunk_timeout: float = 2.0
+    tracking_error: float = 0.35
+    tracking_time: float = 0.3
+    arm_max_velocity: float = 0.05
+    max_consecutive_clamps: int = 100
+    deadman_required: bool = True
+    deadman_timeout: float = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """How the policy process builds observations and targets.
+
+    Attributes:
+        image_timeout, joint_timeout: it publishes nothing from older observations [s].
+        max_lead: a target stays this close to the measured joint [rad]; use what the training data used.
+    """
+
+    image_timeout: float = 0.15
+    joint_timeout: float = 0.1
+    max_lead: float = 0.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Simulation:
+    """Rates of the MuJoCo robot [Hz]; a real robot ignores them."""
+
+    joint_states_hz: float = 100.0
+    cameras_hz: float = 10.0
+    poses_hz: float = 50.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Profile:
+    """A robot.
+
+    Attributes:
+        joints: arm joints in the order of the policy's action.
+        limits: joint -> limits, the gripper's included (`robot_bridge/limits.py`).
+        limit_scale: factor on velocity, acceleration and jerk limits.
+        adapter: how commands reach the robot. `jtc`: a ros2_control joint_trajectory_controller that drives every
+            joint of the profile, the gripper's included.
+    """
+
+    name: str
+    joints: tuple[str, ...]
+    limits: dict[str, Any]
+    limit_scale: float = 1.0
+    adapter: str = "jtc"
+    gripper: Gripper | None = None
+    topics: Topics = dataclasses.field(default_factory=Topics)
+    safety: Safety = dataclasses.field(default_factory=Safety)
+    policy: Policy = dataclasses.field(default_factory=Policy)
+    simulation: Simulation = dataclasses.field(default_factory=Simulation)
+
+    @property
+    def all_joints(self) -> tuple[str, ...]:
+        """Arm joints, then the gripper's."""
+        return self.joints + ((self.gripper.joint,) if self.gripper else ())
+
+    def read_limits(self) -> Limits:
+        return read_limits(self.all_joints, self.limits, self.limit_scale, f"profile {self.name}")
+
+
+def profile_path(name: str | Path) -> Path:
+    """A YAML file, or the name of a profile that comes with the package."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise ConfigError(f"profile {path} is no file.")
+        return path
+    shipped = {file.stem: file for file in PROFILES.glob("*.yaml")}
+    if str(name) not in shipped:
+        raise ConfigError(f"robot profile '{name}' is neither a YAML file nor shipped.{suggest(str(name), shipped)}")
+    return shipped[str(name)]
+
+
+def load_profile(name: str | Path) -> Profile:
+    """Read and check a profile.
+
+    Raises:
+        ConfigError: the file is absent or no YAML mapping, a key is unknown, a value is missing or of the wrong type,
+            a limit is missing.
+    """
+    import yaml
+
+    path = profile_path(name)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}.") from None
+    if not isinstance(data, Mapping):
+        raise ConfigError(f"{path} must hold a mapping; see panda-mujoco.yaml.")
+    profile = _build(Profile, data, path, "")
+    if profile.adapter != "jtc":
+        raise ConfigError(f"{path}: adapter '{profile.adapter}' is unknown.{suggest(profile.adapter, ['jtc'])}")
+    if len(set(profile.all_joints)) != len(profile.all_joints):
+        raise ConfigError(f"{path}: joint names must differ: {', '.join(profile.all_joints)}.")
+    if profile.safety.rate_hz <= 0 or profile.safety.command_every < 1:
+        raise ConfigError(f"{path}: safety.rate_hz must be positive and safety.command_every at least 1.")
+    profile.read_limits()
+    return profile
+
+
+def _build(kind: Any, data: Mapping[str, Any], path: Path, where: str) -> Any:
+    """A dataclass from a mapping: unknown and missing keys and wrong types are errors."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in data:
+        if key not in fields:
+            raise ConfigError(f"{path}: unknown key '{where}{key}'.{suggest(str(key), fields)}")
+    values = {}
+    for name, field in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], path, f"{where}{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{path}: '{where}{name}' is missing.")
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, path: Path, where: str) -> Any:
+    options = [option for option in typing.get_args(hint) if option is not type(None)] or [hint]
+    if value is None and type(None) in typing.get_args(hint):
+        return None
+    if dataclasses.is_dataclass(options[0]) and isinstance(value, Mapping):
+        return _build(options[0], value, path, f"{where}.")
+    origin = typing.get_origin(hint) or hint
+    if origin is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if origin in (dict, str, bool, int) and type(value) is origin:
+        return value
+    raise ConfigError(f"{path}: '{where}' is {value!r}; it must be {getattr(hint, '__name__', hint)}.")
