@@ -1,0 +1,417 @@
+"""Bundles: folders that hold everything needed to act, or to give frames a value. No training code, no pickle.
+
+    config.json        kind, architecture, the learner's configuration
+    model.safetensors  actor (or value heads) and image encoder
+    contract.json      observation keys in order, cameras, action, control period, joint names, normaliser
+    provenance.json    dataset, label set, code version, seed
+    hashes.json        SHA-256 of the other four
+
+A bundle appears whole or not at all. Loading refuses what does not match; it never falls back to "unnormalised".
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from embodied.contracts.errors import BundleError, InputError
+from embodied.contracts.provenance import hash_file
+from embodied.contracts.specs import ActionSpec, ArraySpec
+from embodied.policies.networks import Actor, EncoderConfig, ImageEncoder, MultilinearValue, generators
+
+SCHEMA = 1
+FILES = ("config.json", "contract.json", "model.safetensors", "provenance.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyContract:
+    """What a policy takes and gives.
+
+    Attributes:
+        observations: low-dimensional keys in the order the network takes them.
+        images: camera -> spec (H, W, 3) uint8; their embeddings follow the observations, in this order.
+        action: names, unit, scale, control mode of the action.
+        control_dt: period of the policy [s].
+        normalizer: key -> {"mean", "std"}, each (D,) float32. Covers every observation key, and `images/<camera>` for
+            the embedding of every camera.
+        joint_names: joints of the robot in the order of the joint keys.
+        environment: where the data came from; empty when unknown.
+    """
+
+    observations: dict[str, ArraySpec]
+    images: dict[str, ArraySpec]
+    action: ActionSpec
+    control_dt: float
+    normalizer: dict[str, dict[str, np.ndarray]]
+    joint_names: tuple[str, ...] = ()
+    environment: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            # Lists, not objects: the order is part of the contract and must survive any JSON tool.
+            "observations": [{"key": k, "spec": s.to_json()} for k, s in self.observations.items()],
+            "images": [{"camera": k, "spec": s.to_json()} for k, s in self.images.items()],
+            "action": self.action.to_json(),
+            "control_dt": self.control_dt,
+            "joint_names": list(self.joint_names),
+            "environment": self.environment,
+            "normalizer": {
+                key: {name: np.asarray(value, np.float32).ravel().tolist() for name, value in statistics.items()}
+                for key, statistics in self.normalizer.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> "PolicyContract":
+        return cls(
+            observations={item["key"]: ArraySpec.from_json(item["spec"]) for item in data["observations"]},
+            images={item["camera"]: ArraySpec.from_json(item["spec"]) for item in data["images"]},
+            action=ActionSpec.from_json(data["action"]),  # type: ignore[arg-type]
+            control_dt=float(data["control_dt"]),
+            joint_names=tuple(data["joint_names"]),
+            environment=data["environment"],
+            normalizer={
+                key: {name: np.asarray(value, np.float32) for name, value in statistics.items()}
+                for key, statistics in data["normalizer"].items()
+            },
+        )
+
+    def statistics(self, embedding_size: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std of the whole network input, (D,) each. BundleError names the key that is missing or misfits."""
+        sizes = {key: int(np.prod(spec.shape)) for key, spec in self.observations.items()}
+        sizes |= {f"images/{camera}": embedding_size for camera in self.images}
+        rows: dict[str, list[np.ndarray]] = {"mean": [], "std": []}
+        for key, size in sizes.items():
+            if key not in self.normalizer:
+                raise BundleError(
+                    f"{where}: the normaliser has no statistics for '{key}': the policy would not see what it learned from.\n"
+                    "Train again, or copy the bundle anew from where it was trained."
+                )
+            for name, row in rows.items():
+                value = self.normalizer[key].get(name, np.empty(0))
+                if value.shape != (size,) or not np.isfinite(value).all() or (name == "std" and (value <= 0).any()):
+                    raise BundleError(f"{where}: the normaliser's {name} of '{key}' must be {size} finite numbers.")
+                row.append(value)
+        return np.concatenate(rows["mean"]), np.concatenate(rows["std"])
+
+
+class BundlePolicy:
+    """A policy read from a bundle. `act` takes NumPy arrays and gives NumPy arrays."""
+
+    def __init__(
+        self,
+        contract: PolicyContract,
+        actor: Actor,
+        encoder: ImageEncoder | None,
+        config: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        where: str,
+    ) -> None:
+        self.contract = contract
+        self.observation_spec = contract.observations
+        self.image_spec = contract.images
+        self.action_spec = contract.action
+        self.control_dt = contract.control_dt
+        self.config = config
+        self.provenance = provenance
+        self._actor = actor.eval()
+        self._encoder = encoder.eval() if encoder else None
+        mean, std = contract.statistics(encoder.config.embedding_size if encoder else 0, where)
+        self._mean, self._std = torch.from_numpy(mean), torch.from_numpy(std)
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """One step's action.
+
+        Args:
+            observation: keys of `observation_spec` in SI units, and `images/<camera>` uint8 (H, W, 3). More is ignored.
+
+        Returns:
+            (1, A) float32 in [-1, 1]: the mean of the policy, clipped.
+
+        Raises:
+            InputError: a key is missing, has another shape, or holds NaN.
+        """
+        return self.act_batch({key: np.asarray(value)[None] for key, value in observation.items()})
+
+    def act_batch(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The same for B observations at once: values (B, ...) -> actions (B, A)."""
+        parts = [
+            torch.from_numpy(_take(observations, key, spec).astype(np.float32, copy=False)).flatten(1)
+            for key, spec in self.observation_spec.items()
+        ]  # (B, D_key) each
+        with torch.inference_mode():
+            for camera, spec in self.image_spec.items():
+                assert self._encoder is not None
+                images = np.ascontiguousarray(_take(observations, f"images/{camera}", spec))  # (B, H, W, 3)
+                parts.append(self._encoder(torch.from_numpy(images)))
+            x = (torch.cat(parts, -1) - self._mean) / self._std  # (B, D)
+            mean, _ = self._actor(x[None])  # (1, B, A)
+            return mean[0].clamp(-1.0, 1.0).numpy()
+
+
+class ValueBundle:
+    """An image encoder and ICVF value heads read from a bundle; or heads over states, when it was trained on states."""
+
+    def __init__(
+        self,
+        heads: MultilinearValue,
+        encoder: ImageEncoder | None,
+        contract: Mapping[str, Any],
+        config: Mapping[str, Any],
+        provenance: Mapping[str, Any],
+        fingerprint: str,
+    ) -> None:
+        self.heads = heads.eval()
+        self.encoder = encoder.eval() if encoder else None
+        self.contract = contract
+        self.config = config
+        self.provenance = provenance
+        self.fingerprint = fingerprint
+
+    @property
+    def embedding_size(self) -> int:
+        return self.encoder.config.embedding_size if self.encoder else int(self.heads.phi.layers[0].weight.shape[1])
+
+    def encode(self, observations: np.ndarray) -> np.ndarray:
+        """Frames (B, H, W, 3) uint8 -> embeddings (B, D) float32; states (B, D) pass unchanged."""
+        if self.encoder is None:
+            return np.asarray(observations, np.float32)
+        size = self.encoder.config.image_size
+        if observations.dtype != np.uint8 or observations.shape[1:] != (*size, 3):
+            raise InputError(
+                f"This encoder takes uint8 frames of {size[0]}x{size[1]}x3; found {observations.dtype} "
+                f"{'x'.join(map(str, observations.shape[1:]))}.\nPretrain on this camera, or use the one it was trained on."
+            )
+        with torch.inference_mode():
+            return self.encoder(torch.from_numpy(np.ascontiguousarray(observations))).numpy()
+
+    def value(self, state: np.ndarray, goal: np.ndarray, intent: np.ndarray | None = None) -> np.ndarray:
+        """Mean over the heads of V(s, g, z): embeddings (B, D) from `encode` -> (B,). The intent is the goal by default."""
+        s, g = torch.from_numpy(state), torch.from_numpy(goal)
+        z = g if intent is None else torch.from_numpy(intent)
+        with torch.inference_mode():
+            return self.heads(s, g, z).mean(0).numpy()
+
+
+def save_policy(
+    folder: str | Path,
+    actor: Mapping[str, Tensor],
+    contract: PolicyContract,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    encoder: ImageEncoder | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write one policy bundle.
+
+    Args:
+        actor: state dict of an `Actor` with a stack of one (see `unstack`).
+        config: the learner's configuration, for the reader; the network's sizes are taken from `actor`.
+        encoder: required when the contract names cameras.
+        overwrite: replace a bundle that stands there.
+
+    Raises:
+        BundleError: the folder exists, the normaliser misses a key, or sizes disagree.
+    """
+    folder = Path(folder)
+    if contract.images and encoder is None:
+        raise BundleError(
+            f"{folder}: the contract names cameras {list(contract.images)}, but there is no encoder to see with."
+        )
+    for camera, spec in contract.images.items():
+        assert encoder is not None
+        if spec.shape != (*encoder.config.image_size, 3):
+            raise BundleError(
+                f"{folder}: camera '{camera}' is {spec.shape}; the encoder takes {encoder.config.image_size}."
+            )
+    mean, _ = contract.statistics(encoder.config.embedding_size if encoder else 0, str(folder))
+    sizes = _mlp_sizes(actor, "mlp.layers")
+    if sizes[0] != len(mean) or sizes[-1] != int(np.prod(contract.action.shape)):
+        raise BundleError(
+            f"{folder}: the actor maps {sizes[0]} numbers to {sizes[-1]}; "
+            f"the contract says {len(mean)} to {int(np.prod(contract.action.shape))}."
+        )
+    architecture = {"sizes": sizes, "encoder": dataclasses.asdict(encoder.config) if encoder else None}
+    tensors = {f"actor.{k}": v for k, v in actor.items()} | _encoder_tensors(encoder)
+    head = {"kind": "policy", "schema": SCHEMA, "architecture": architecture, "learner": dict(config)}
+    return _write(folder, head, contract.to_json(), tensors, provenance, overwrite)
+
+
+def load_policy(folder: str | Path, threads: int = 1) -> BundlePolicy:
+    """Read a policy bundle.
+
+    Args:
+        threads: torch threads of this process from here on. One is fastest for networks of this size, and the only
+            number that keeps its latency when another process is busy.
+
+    Raises:
+        BundleError: missing or altered file, another kind of bundle, normaliser that does not cover a key.
+    """
+    folder = Path(folder)
+    config, contract_json, tensors, provenance = _read(folder, "policy")
+    torch.set_num_threads(threads)
+    contract = PolicyContract.from_json(contract_json)
+    sizes = config["architecture"]["sizes"]
+    actor = Actor(generators([0]), sizes[0], sizes[-1], sizes[1:-1])
+    _load_tensors(actor, tensors, "actor.", folder)
+    encoder = _load_encoder(config, tensors, folder)
+    if contract.images and encoder is None:
+        raise BundleError(f"{folder}: contract.json names cameras, but config.json has no encoder.")
+    return BundlePolicy(contract, actor, encoder, config, provenance, str(folder))
+
+
+def save_value(
+    folder: str | Path,
+    heads: MultilinearValue,
+    encoder: ImageEncoder | None,
+    contract: Mapping[str, Any],
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    overwrite: bool = False,
+) -> Path:
+    """Write a value bundle: ICVF heads and, for frames, their encoder. `contract` is kept as given (the camera)."""
+    sizes = _mlp_sizes(heads.state_dict(), "phi.layers")
+    architecture = {
+        "sizes": sizes,
+        "heads": heads.heads,
+        "layer_norm": len(heads.phi.norms) > 0,
+        "encoder": dataclasses.asdict(encoder.config) if encoder else None,
+    }
+    tensors = {f"heads.{k}": v for k, v in heads.state_dict().items()} | _encoder_tensors(encoder)
+    head = {"kind": "value", "schema": SCHEMA, "architecture": architecture, "learner": dict(config)}
+    return _write(Path(folder), head, dict(contract), tensors, provenance, overwrite)
+
+
+def load_value(folder: str | Path) -> ValueBundle:
+    """Read a value bundle; also from the folder that `pretrain` wrote it into (`<folder>/bundle`)."""
+    folder = Path(folder)
+    if not (folder / "hashes.json").exists() and (folder / "bundle" / "hashes.json").exists():
+        folder = folder / "bundle"
+    config, contract, tensors, provenance = _read(folder, "value")
+    shape = config["architecture"]
+    heads = MultilinearValue(
+        generators([0])[0], shape["sizes"][0], shape["sizes"][1:], shape["heads"], shape["layer_norm"]
+    )
+    _load_tensors(heads, tensors, "heads.", folder)
+    encoder = _load_encoder(config, tensors, folder)
+    return ValueBundle(heads, encoder, contract, config, provenance, hash_file(folder / "model.safetensors"))
+
+
+def unstack(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    """Entry `index` of a stacked state dict, as a stack of one, copied to the CPU."""
+    return {key: value[index : index + 1].detach().cpu().clone() for key, value in state.items()}
+
+
+def _take(observations: Mapping[str, np.ndarray], key: str, spec: ArraySpec) -> np.ndarray:
+    if key not in observations:
+        raise InputError(
+            f"The observation lacks '{key}', which this policy was trained on. It has: {sorted(observations)}."
+        )
+    value = observations[key]
+    spec.check(key, value)
+    if spec.dtype == "uint8" and value.dtype != np.uint8:
+        raise InputError(f"'{key}' is {value.dtype}; this policy takes uint8 images.")
+    return value
+
+
+def _mlp_sizes(state: Mapping[str, Tensor], prefix: str) -> list[int]:
+    """Input, hidden and output sizes of a StackedMLP, read off its weights."""
+    weights = []
+    while f"{prefix}.{len(weights)}.weight" in state:
+        weights.append(state[f"{prefix}.{len(weights)}.weight"].shape)
+    return [int(weights[0][1]), *(int(shape[2]) for shape in weights)]
+
+
+def _encoder_tensors(encoder: ImageEncoder | None) -> dict[str, Tensor]:
+    return {f"encoder.{k}": v for k, v in encoder.state_dict().items()} if encoder else {}
+
+
+def _load_encoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> ImageEncoder | None:
+    shape = config["architecture"]["encoder"]
+    if shape is None:
+        return None
+    encoder = ImageEncoder(EncoderConfig(tuple(shape["image_size"]), tuple(shape["channels"]), shape["embedding_size"]))
+    _load_tensors(encoder, tensors, "encoder.", folder)
+    return encoder
+
+
+def _load_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], prefix: str, folder: Path) -> None:
+    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    try:
+        module.load_state_dict(own)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise BundleError(f"{folder}: model.safetensors does not fit config.json: {reason}") from error
+
+
+def _write(
+    folder: Path,
+    config: Mapping[str, Any],
+    contract: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    provenance: Mapping[str, Any],
+    overwrite: bool,
+) -> Path:
+    """All files into a folder beside, flushed, then renamed."""
+    if folder.exists() and not (overwrite and (folder / "hashes.json").is_file()):  # never replace what is no bundle
+        raise BundleError(f"{folder} exists. Name another folder, or remove it first.")
+    partial = folder.parent / f".{folder.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, value in (("config.json", config), ("contract.json", contract), ("provenance.json", provenance)):
+            (partial / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / "model.safetensors")
+        hashes = {name: hash_file(partial / name) for name in FILES}
+        (partial / "hashes.json").write_text(json.dumps(hashes, indent=2) + "\n")
+        for path in partial.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise BundleError(f"{folder}: could not write the bundle: {error.strerror or error}.") from error
+    return folder
+
+
+def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """config, contract, tensors, provenance, after every file's hash was compared."""
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle folder.")
+    if not (folder / "hashes.json").is_file():
+        inner = sorted(path.parent.name for path in folder.glob("*/hashes.json"))
+        hint = f" Bundles in it: {', '.join(inner)}." if inner else ""
+        raise BundleError(f"{folder} is not a bundle: it has no hashes.json.{hint}")
+    hashes = _read_json(folder / "hashes.json")
+    for name in FILES:
+        if not (folder / name).is_file():
+            raise BundleError(f"{folder}: {name} is missing. Copy the whole bundle again.")
+        if hashes.get(name) != hash_file(folder / name):
+            raise BundleError(
+                f"{folder}: {name} was altered after the bundle was written: its SHA-256 is not that in hashes.json.\n"
+                "Copy the bundle again from where it was trained."
+            )
+    config = _read_json(folder / "config.json")
+    if config.get("kind") != kind:
+        raise BundleError(f"{folder} is a {config.get('kind')} bundle; a {kind} bundle is needed here.")
+    if config.get("schema") != SCHEMA:
+        raise BundleError(f"{folder}: schema {config.get('schema')}; this version of embodied reads schema {SCHEMA}.")
+    tensors = load_file(folder / "model.safetensors")
+    return config, _read_json(folder / "contract.json"), tensors, _read_json(folder / "provenance.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{path} cannot be read: {error}.") from error

@@ -1,0 +1,81 @@
+"""Normalisation of observations (statistics travel in the bundle) and of rewards (declared in a learner's config)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from embodied.contracts.errors import ConfigError, InputError, suggest
+
+STD_FLOOR = 1e-3  # in the key's own unit; CORL's epsilon. A joint that never moves must not be blown up by noise.
+
+
+def fit_statistics(array: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of one key over frames: (F, D) -> {"mean", "std"} (D,) float32, std floored."""
+    flat = array.reshape(len(array), -1).astype(np.float64)
+    if not len(flat):
+        raise InputError("Statistics of no frames: the selection is empty.")
+    std = np.maximum(flat.std(0), STD_FLOOR)
+    return {"mean": flat.mean(0).astype(np.float32), "std": std.astype(np.float32)}
+
+
+def apply_statistics(array: np.ndarray, statistics: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(x - mean) / std, float32, over the last axis of a flattened array (..., D)."""
+    return ((array - statistics["mean"]) / statistics["std"]).astype(np.float32)
+
+
+def normalize_rewards(
+    rewards: np.ndarray,
+    method: str,
+    episode: np.ndarray | None = None,
+    quantiles: tuple[float, float] = (0.01, 0.99),
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Rewards as a learner sees them, and what was done to them, for the provenance.
+
+    Args:
+        rewards: (N,) of every transition of the dataset.
+        method: `none`; `minus_one` (r - 1, IQL's antmaze); `return_range` (1000 r / (max - min episode return), IQL's
+            locomotion; needs `episode`); `quantile` ((r - q_low) / (q_high - q_low) - 1, at most 0: learned rewards have
+            no scale of their own, and a positive reward teaches to put off success where success ends the episode).
+        episode: (N,) episode of each transition.
+        quantiles: low and high of `quantile`. A constant reward becomes -1.
+
+    Raises:
+        ConfigError: unknown method. InputError: rewards that are not finite, or `return_range` without episodes.
+    """
+    rewards = np.asarray(rewards, np.float64)
+    if not np.isfinite(rewards).all():
+        raise InputError(f"The reward of transition {int(np.flatnonzero(~np.isfinite(rewards))[0])} is not finite.")
+    if method == "none":
+        shift, scale = 0.0, 1.0
+    elif method == "minus_one":
+        shift, scale = -1.0, 1.0
+    elif method == "return_range":
+        shift, scale = 0.0, 1000.0 / _return_range(rewards, episode)
+    elif method == "quantile":
+        low, high = np.quantile(rewards, quantiles)
+        if high <= low:  # fewer successes than the quantile cuts off: use them all
+            low, high = rewards.min(), rewards.max()
+        scale = 1.0 / (high - low) if high > low else 1.0
+        shift = -low * scale - 1.0
+    else:
+        valid = ("none", "minus_one", "return_range", "quantile")
+        raise ConfigError(f"Unknown reward normalisation '{method}'.{suggest(method, valid)}")
+    result = rewards * scale + shift
+    if method == "quantile":
+        result = np.minimum(result, 0.0)
+    record = {"method": method, "scale": float(scale), "shift": float(shift), "at_most_zero": method == "quantile"}
+    return result.astype(np.float32), record
+
+
+def _return_range(rewards: np.ndarray, episode: np.ndarray | None) -> float:
+    """Largest minus smallest undiscounted episode return."""
+    if episode is None:
+        raise InputError("Reward normalisation 'return_range' needs the episode of each transition.")
+    ids = np.unique(episode, return_inverse=True)[1]
+    returns = np.bincount(ids, weights=rewards)
+    if np.ptp(returns) == 0:
+        raise InputError(
+            "All episodes have the same return: 'return_range' cannot scale by it. Use 'none' or 'quantile'."
+        )
+    return float(np.ptp(returns))
