@@ -58,7 +58,7 @@ class Safety:
 
     rate_hz: float = 100.0
     command_every: int = 2
-    look_ahead: float = 0.02
+    look_ahead: float = 0.03
     chunk_horizon: float = 0.15
     chunk_timeout: float = 0.15
     chunk_max_age: float = 0.5

@@ -86,16 +86,10 @@ class MemoryTransport:
 
     def problems(self) -> list[str]:
         """One line for every pair of endpoints of this node that does not match."""
-        found = []
-        for subscriber in self._subscribers:
-            for publisher in self._bus.publishers[subscriber.topic]:
-                if reason := incompatibility(publisher.qos, subscriber.qos):
-                    found.append(f"{subscriber.topic}: {reason}")
-        for publisher in self._publishers:
-            for subscriber in self._bus.subscribers[publisher.topic]:
-                if reason := incompatibility(publisher.qos, subscriber.qos):
-                    found.append(f"{publisher.topic}: {reason}")
-        return found
+        pairs = [(p, s) for s in self._subscribers for p in self._bus.publishers[s.topic]]
+        pairs += [(p, s) for p in self._publishers for s in self._bus.subscribers[p.topic]]
+        reasons = [(p.topic, incompatibility(p.qos, s.qos)) for p, s in pairs]
+        return [f"{topic}: {reason}" for topic, reason in reasons if reason]
 
     def close(self) -> None:
         for publisher in self._publishers:
