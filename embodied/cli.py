@@ -100,7 +100,11 @@ def _parse(name: str, loaded: LoadedVerb, words: list[str]) -> Any:
                 loaded.config_type,
                 prog=f"embodied {name}",
                 args=words,
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.HelptextFromCommentsOff),
+                config=(
+                    tyro.conf.FlagCreatePairsOff,
+                    tyro.conf.HelptextFromCommentsOff,
+                    tyro.conf.PositionalMetavarFromFieldName,
+                ),
             )
     except SystemExit as stop:
         if not stop.code:

@@ -1,4 +1,4 @@
-"""Intervals for success rates: Wilson for one policy's episodes, a seeded bootstrap over seeds and episodes for many."""
+"""Intervals for success rates: Wilson for one policy, a seeded bootstrap over seeds and initial states for many."""
 
 import dataclasses
 import math
@@ -67,16 +67,23 @@ def over_seeds(
 def difference(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE, seed: int = 0) -> Interval:
     """Bootstrap interval of mean(first) - mean(second) for two (S, N) tables over the *same* N initial states.
 
-    The initial states are resampled together, the two policies' seeds apart.
+    The initial states are resampled together, the two policies' seeds apart. Where neither table varies the bootstrap
+    has no width; Newcombe's (1998) interval from the two Wilson intervals stands in.
     """
     first, second = (np.atleast_2d(np.asarray(a, np.float64)) for a in (first, second))
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"{first.shape[1]} and {second.shape[1]} initial states cannot be paired.")
+    estimate = float(first.mean() - second.mean())
+    if all(np.all(a == a.flat[0]) for a in (first, second)):
+        one, two = over_seeds(first, confidence), over_seeds(second, confidence)
+        below = math.hypot(one.estimate - one.low, two.high - two.estimate)
+        above = math.hypot(one.high - one.estimate, two.estimate - two.low)
+        return Interval(estimate, max(-1.0, estimate - below), min(1.0, estimate + above))
     rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
     columns = _counts(rng, first.shape[1], RESAMPLES)
     means = [_weighted_means(a, _counts(rng, len(a), RESAMPLES), columns) for a in (first, second)]
     low, high = np.quantile(means[0] - means[1], [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(float(first.mean() - second.mean()), float(low), float(high))
+    return Interval(estimate, float(low), float(high))
 
 
 def mean_interval(values: np.ndarray, confidence: float = CONFIDENCE, seed: int = 0) -> Interval:

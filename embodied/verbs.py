@@ -86,7 +86,9 @@ VERBS: dict[str, Verb] = {
     "train bc": Verb("embodied.train:train_bc", "behaviour cloning, many seeds at once", ("datasets", "policies")),
     "train iql": Verb("embodied.train:train_iql", "implicit Q-learning, many seeds at once", ("datasets", "policies")),
     "eval": Verb(
-        "embodied.evaluate:evaluate", "success in simulation, with intervals", ("policies", "sim", "statistics.py")
+        "embodied.evaluate:evaluate",
+        "success in simulation, with intervals",
+        ("policies", "sim", "statistics.py", "video.py"),
     ),
     "compare": Verb("embodied.compare:compare", "intervals of several results side by side", ("statistics.py",)),
     "robot sim": Verb("embodied.robot_sim:robot_sim", "a MuJoCo robot on the ROS 2 graph", ("robot_bridge", "sim")),

@@ -87,6 +87,13 @@ def test_difference_uses_the_pairing() -> None:
         difference(first, second[:, :10])
 
 
+def test_difference_of_two_constant_tables_has_a_width() -> None:
+    # Newcombe: Wilson of 10/10 is [0.7225, 1], of 0/10 [0, 0.2775]; 1 - hypot(0.2775, 0.2775) = 0.6075.
+    interval = difference(np.ones((3, 10)), np.zeros((5, 10)))
+    assert (interval.estimate, interval.high) == (1.0, 1.0)
+    assert interval.low == pytest.approx(0.6075, abs=2e-4)
+
+
 def test_mean_interval_is_near_the_normal_one() -> None:
     values = np.random.default_rng(2).normal(3.0, 2.0, 400)
     interval = mean_interval(values)

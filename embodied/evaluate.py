@@ -1,0 +1,162 @@
+"""`embodied eval`: success in simulation, the same initial states for every policy and every training seed."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tyro.conf import Positional
+
+from embodied.contracts.errors import BundleError, InputError
+from embodied.progress import Progress
+from embodied.statistics import over_seeds, wilson
+from embodied.verbs import Touches
+
+FILMED = 3  # initial states shown in a film
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Run policies in simulation from the same initial states; success with 95 % intervals.
+
+    Attributes:
+        policies: each [NAME=]WHAT: a bundle, a folder of bundles (one per training seed), or a behaviour of the
+            environment (scripted, expert, random).
+        env: environment, for example robosuite/Lift.
+        episodes: initial states.
+        seed: of the first initial state; keep it apart from the seeds of the data.
+        out: JSON file to write the result to.
+        film: mp4 to write of the first policy's first seed, in the first three initial states.
+        workers: simulator processes; 0 is one per core.
+    """
+
+    policies: Positional[tuple[str, ...]]
+    env: str
+    episodes: int = 50
+    seed: int = 1_000_000
+    out: Path | None = None
+    film: Path | None = None
+    workers: int = 0
+
+
+def touches(config: Evaluate) -> Touches:
+    folders = [Path(_split(text)[1]) for text in config.policies]
+    # A behaviour's name has no folder; a folder that an earlier stage will make is not there yet, but has a parent.
+    reads = tuple(folder for folder in folders if folder.exists() or len(folder.parts) > 1)
+    return Touches(reads, tuple(path for path in (config.out, config.film) if path))
+
+
+def evaluate(config: Evaluate, progress: Progress) -> dict[str, Any]:
+    from embodied.sim.evaluate import evaluate as run_episodes
+    from embodied.sim.suites import environment
+
+    if config.episodes < 1 or not config.policies:
+        raise InputError("eval needs at least one policy and --episodes of at least 1.")
+    behaviours = environment(config.env).behaviours
+    tasks: dict[str, str | Callable[[], Any]] = {}
+    groups: dict[str, list[tuple[int | None, str]]] = {}
+    for text in config.policies:
+        name, what = _split(text)
+        if name in groups:
+            raise InputError(f"Two policies are called '{name}'. Name them: NAME={what}")
+        found = [(None, what)] if what in behaviours and not Path(what).is_dir() else bundles(Path(what), behaviours)
+        groups[name] = found
+        for seed, source in found:
+            tasks[_task(name, seed)] = source if source in behaviours else _loader(source)
+    seeds = range(config.seed, config.seed + config.episodes)
+    results = run_episodes(tasks, config.env, seeds, workers=config.workers, progress=progress)
+    by_task: dict[str, list[Any]] = {}
+    for item in results:
+        by_task.setdefault(item.policy, []).append(item)
+    report = {
+        "env": config.env,
+        "initial_seeds": list(seeds),
+        "policies": {
+            name: _summary(found, [by_task[_task(name, s)] for s, _ in found]) for name, found in groups.items()
+        },
+    }
+    if config.film:
+        report["film"] = _film(tasks, config, progress)
+    if config.out:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(report, indent=1))
+    return report
+
+
+def bundles(folder: Path, behaviours: Any = ()) -> list[tuple[int | None, str]]:
+    """(training seed, path) of the bundle in `folder`, or of each bundle in its `seed_*` folders."""
+    if not folder.is_dir():
+        names = ", ".join(behaviours)
+        raise InputError(
+            f"There is no bundle at {folder}" + (f", and no behaviour of that name ({names})." if names else ".")
+        )
+    if (folder / "hashes.json").exists():
+        return [(None, str(folder))]
+    found = [(int(p.parent.name.split("_")[-1]), str(p.parent)) for p in sorted(folder.glob("seed_*/hashes.json"))]
+    if not found:
+        raise BundleError(f"{folder} is no bundle and holds none (seed_000, ...). Is its training finished?")
+    return found
+
+
+def _split(text: str) -> tuple[str, str]:
+    name, equals, what = text.partition("=")
+    return (name, what) if equals else (Path(text).name, text)
+
+
+def _task(name: str, seed: int | None) -> str:
+    return name if seed is None else f"{name}/{seed}"
+
+
+def _loader(source: str) -> Callable[[], Any]:
+    from embodied.policies.bundle import load_policy
+
+    load_policy(source)  # refused here, in one line, rather than in a simulator's process
+    return functools.partial(load_policy, source)
+
+
+def _summary(found: list[tuple[int | None, str]], runs: list[list[Any]]) -> dict[str, Any]:
+    """One policy: a Wilson interval per training seed, and one over seeds and initial states together."""
+    outcomes = np.array([[item.success for item in run] for run in runs], np.int64)
+    per_seed = [
+        {
+            "seed": seed,
+            "source": source,
+            "success": row.tolist(),
+            "episode_return": [float(item.episode_return) for item in run],
+            "steps": [int(item.steps) for item in run],
+            "interval": wilson(int(row.sum()), len(row)).to_json(),
+        }
+        for (seed, source), row, run in zip(found, outcomes, runs, strict=True)
+    ]
+    # One policy alone: its episodes are the only source of chance.
+    pooled = over_seeds(outcomes) if len(outcomes) > 1 else wilson(int(outcomes.sum()), outcomes.size)
+    return {"success": pooled.to_json(), "seeds": per_seed}
+
+
+def _film(tasks: dict[str, Any], config: Evaluate, progress: Progress) -> dict[str, Any]:
+    from embodied.sim.evaluate import film
+    from embodied.sim.suites import environment
+    from embodied.video import write_mp4
+
+    assert config.film is not None
+    name, policy = next(iter(tasks.items()))
+    scenes, outcomes = [], []
+    count = min(FILMED, config.episodes)
+    for index in range(count):
+        frames, success = film(policy, config.env, config.seed + index)
+        scenes.append(np.concatenate([frames, np.repeat(frames[-1:], 5, axis=0)]))  # half a second to see how it ended
+        outcomes.append(bool(success))
+        progress(index + 1, count, "filming")
+    control_dt = environment(config.env).make(cameras=()).spec.control_dt
+    write_mp4(config.film, np.concatenate(scenes), fps=1 / control_dt)
+    return {"path": str(config.film), "policy": name, "success": outcomes}
+
+
+def as_text(result: dict[str, Any]) -> str:
+    from embodied.compare import table
+
+    lines = [f"{result['env']}, {len(result['initial_seeds'])} initial states, success with 95 % intervals", ""]
+    return "\n".join(lines + table(result["policies"]))

@@ -1,0 +1,72 @@
+"""`embodied label clip`: CLIP's goal-baseline reward for every frame (VLM-RM)."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+import embodied
+from embodied.progress import Progress
+from embodied.verbs import Touches
+
+SHIPPED = "clip-lift"
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelClip:
+    """Score every frame with CLIP: how much it looks like the goal prompt rather than the baseline prompt.
+
+    Attributes:
+        store: an EpisodeStore.
+        name: of the new label set.
+        goal: goal prompts; several are averaged.
+        baseline: baseline prompts, what the scene looks like when nothing is achieved.
+        regularization: 0 is plain similarity with the goal, 1 only counts what changes from baseline to goal.
+        camera: whose frames.
+        model: clip-lift (shipped; knows only the Lift scenes), an open_clip name such as ViT-B-32, or a folder.
+        pretrained: open_clip's weights tag or a weights file, for a named model.
+        batch: frames per forward pass.
+        device: cpu or cuda.
+    """
+
+    store: Positional[Path]
+    name: str
+    goal: tuple[str, ...]
+    baseline: tuple[str, ...] = ()
+    regularization: float = 0.5
+    camera: str = "side"
+    model: str = SHIPPED
+    pretrained: str = ""
+    batch: int = 256
+    device: str = "cpu"
+
+
+def touches(config: LabelClip) -> Touches:
+    shipped = Path(embodied.__file__).parent / "vlm_rewards" / SHIPPED
+    weights = [shipped] if config.model == SHIPPED else [Path(config.model)] if Path(config.model).is_dir() else []
+    if Path(config.pretrained).is_file():
+        weights.append(Path(config.pretrained))
+    label = config.store / "labels" / config.name
+    return Touches((config.store, *weights), (label,), (Path(f"{config.store}.labels-partial") / config.name,))
+
+
+def label_clip(config: LabelClip, progress: Progress) -> dict[str, Any]:
+    import embodied.vlm_rewards.label_store as rewards
+    from embodied.datasets.store import EpisodeStore
+    from embodied.label_truth import summary
+
+    label = rewards.label_clip(
+        EpisodeStore(config.store),
+        config.name,
+        config.camera,
+        config.goal,
+        config.baseline,
+        regularization=config.regularization,
+        model=config.model,
+        pretrained=config.pretrained,
+        batch=config.batch,
+        device=config.device,
+        progress=progress,
+    )
+    return summary(label)

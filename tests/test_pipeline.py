@@ -1,0 +1,255 @@
+"""`embodied run`: what is unchanged is skipped, what changed runs with all that depends on it, a kill is survived."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embodied import verbs
+from embodied.contracts.errors import ConfigError, InputError
+from embodied.pipeline import Run, as_text, fingerprint, load_yaml, run
+from embodied.progress import Progress
+from embodied.verbs import Touches, Verb
+
+CALLS: list[str] = []
+
+
+@dataclasses.dataclass(frozen=True)
+class Copy:
+    """Write the text of `source` and `text` into `target`."""
+
+    target: Path
+    source: Path | None = None
+    text: str = ""
+    fail: bool = False
+
+
+def touches(config: Copy) -> Touches:
+    return Touches((config.source,) if config.source else (), (config.target,), (Path(f"{config.target}.partial"),))
+
+
+def copy(config: Copy, progress: Progress) -> dict[str, Any]:
+    CALLS.append(config.target.name)
+    assert not config.target.exists(), "a verb must not find its own output"
+    content = (config.source.read_text() if config.source else "") + config.text
+    if config.fail:
+        raise InputError("asked to fail")
+    config.target.write_text(content)
+    return {"length": len(content)}
+
+
+@pytest.fixture(autouse=True)
+def _verbs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "copy_verb", sys.modules[__name__])
+    monkeypatch.setitem(verbs.VERBS, "test copy", Verb("copy_verb:copy", "copy"))
+    CALLS.clear()
+
+
+PIPELINE = """
+stages:
+  a: {verb: test copy, target: "{out}/a", text: one}
+  b: {verb: test copy, target: "{out}/b", source: "{out}/a", text: two}
+  c: {verb: test copy, target: "{out}/c", text: three}
+"""
+
+
+def write(folder: Path, text: str = PIPELINE) -> Path:
+    path = folder / "p.yaml"
+    path.write_text(text)
+    return path
+
+
+def go(path: Path, out: Path, *changes: str, plan: bool = False) -> dict[str, Any]:
+    return run(Run(path, out, changes, plan), Progress())
+
+
+def test_runs_in_order_then_skips_everything(tmp_path: Path) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    first = go(path, out)
+    assert CALLS == ["a", "b", "c"]
+    assert (out / "b").read_text() == "onetwo"
+    assert first["stages"]["b"]["result"] == {"length": 6}
+    second = go(path, out)
+    assert CALLS == ["a", "b", "c"]
+    assert {s["state"] for s in second["stages"].values()} == {"skipped"}
+    assert second["stages"]["b"]["result"] == {"length": 6}
+    assert "skipped" in as_text(second)
+
+
+def test_a_change_runs_the_stage_and_its_dependants_only(tmp_path: Path) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    go(path, out)
+    CALLS.clear()
+    go(path, out, "a.text=ONE")
+    assert CALLS == ["a", "b"]
+    assert (out / "b").read_text() == "ONEtwo"
+    CALLS.clear()
+    go(path, out, "a.text=ONE", "c.text=THREE")
+    assert CALLS == ["c"]
+
+
+def test_plan_runs_nothing(tmp_path: Path) -> None:
+    plan = go(write(tmp_path), tmp_path / "out", plan=True)
+    assert CALLS == []
+    assert plan["stages"]["a"] == {"state": "to run"}
+
+
+def test_a_lost_output_is_made_again(tmp_path: Path) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    go(path, out)
+    (out / "c").unlink()
+    CALLS.clear()
+    go(path, out)
+    assert CALLS == ["c"]
+
+
+def test_a_moved_output_folder_stays_cached(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    go(path, tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / "moved")
+    CALLS.clear()
+    go(path, tmp_path / "moved")
+    assert CALLS == []
+
+
+def test_an_outside_input_counts_by_content(tmp_path: Path) -> None:
+    source = tmp_path / "source.txt"
+    source.write_text("x")
+    text = 'stages:\n  a: {verb: test copy, target: "{out}/a", source: "{here}/source.txt"}\n'
+    path, out = write(tmp_path, text), tmp_path / "out"
+    go(path, out)
+    os.utime(source, (0, 0))
+    go(path, out)
+    assert CALLS == ["a"]
+    source.write_text("y")
+    go(path, out)
+    assert CALLS == ["a", "a"]
+    assert (out / "a").read_text() == "y"
+
+
+def test_changed_code_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    go(path, out)
+    CALLS.clear()
+    monkeypatch.setitem(verbs.VERBS, "test copy", Verb("copy_verb:copy", "copy", ("statistics.py",)))
+    go(path, out)
+    assert CALLS == ["a", "b", "c"]
+
+
+def test_a_failed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    with pytest.raises(InputError, match="asked to fail"):
+        go(path, out, "b.fail=true")
+    assert CALLS == ["a", "b"]
+    go(path, out)
+    assert CALLS == ["a", "b", "b", "c"]
+
+
+def test_stale_staging_is_cleared_but_a_resumed_stage_keeps_its_own(tmp_path: Path) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    with pytest.raises(InputError):
+        go(path, out, "a.fail=true")
+    staging = out / "a.partial"
+    staging.write_text("half")
+    with pytest.raises(InputError):
+        go(path, out, "a.fail=true")
+    assert staging.exists(), "the same configuration resumes from it"
+    go(path, out)
+    assert not staging.exists(), "another configuration must not"
+
+
+def test_what_the_pipeline_did_not_make_is_not_overwritten(tmp_path: Path) -> None:
+    path, out = write(tmp_path), tmp_path / "out"
+    out.mkdir()
+    (out / "a").write_text("precious")
+    with pytest.raises(ConfigError, match="did not make"):
+        go(path, out)
+    assert (out / "a").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "stages: {a: {verb: test copi, target: x}}",
+            "stage 'a': There is no verb 'test copi'. Did you mean 'test copy'",
+        ),
+        ("stages: {a: {verb: test copy, targt: x}}", "stage 'a': unknown key 'targt'. Did you mean 'target'"),
+        ("stages: {a: {verb: test copy}}", "stage 'a': the key 'target' is missing"),
+        ("stages: {a: {target: x}}", "the key 'verb' is missing"),
+        ("stages: {a: {verb: test copy, target: x, fail: maybe}}", "stage 'a': Expected `bool`"),
+        ("stages: {a: {verb: test copy, target: x, text: [1]}}", "stage 'a': Expected `str`"),
+        ("stage: {}", "unknown key 'stage'. Did you mean 'stages'"),
+        ("stages: []", "'stages' must be a mapping"),
+        ("- 1", "a pipeline file is a mapping"),
+        ("stages: {a: {verb: test copy", "is not YAML"),
+        ("stages:\n  a: {verb: test copy, target: x}\n  a: {verb: test copy, target: y}", "'a' is given twice"),
+        (
+            'stages:\n  b: {verb: test copy, target: b, source: "{out}/a"}\n  a: {verb: test copy, target: "{out}/a"}',
+            "Move 'a' before 'b'",
+        ),
+    ],
+)
+def test_a_wrong_file_is_refused_before_anything_runs(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        go(write(tmp_path, text), tmp_path / "out")
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) <= 3
+    assert CALLS == []
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", ["a", "a.text", "=x", "d.text=x", "a.text=["])
+def test_a_wrong_change_is_refused(tmp_path: Path, change: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        go(write(tmp_path), tmp_path / "out", change)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such pipeline file"):
+        load_yaml(tmp_path / "none.yaml")
+
+
+def test_two_runs_in_one_folder_are_refused_and_a_killed_one_lets_go(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / ".stages").mkdir(parents=True)
+    script = textwrap.dedent(
+        """
+        import sys, time
+        from pathlib import Path
+        from embodied.pipeline import _claimed
+        with _claimed(Path(sys.argv[1])):
+            print("held", flush=True)
+            time.sleep(60)
+        """
+    )
+    holder = subprocess.Popen([sys.executable, "-c", script, str(out)], stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="another run"):
+            go(write(tmp_path), out)
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    go(write(tmp_path), out)
+    assert CALLS == ["a", "b", "c"]
+
+
+def test_fingerprint_of_a_folder_sees_names_sizes_and_times(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "x").write_text("1")
+    before = fingerprint(folder)
+    assert fingerprint(folder) == before
+    time.sleep(0.01)
+    (folder / "x").write_text("2")
+    assert fingerprint(folder) != before
+    assert fingerprint(tmp_path / "none") == "absent"
