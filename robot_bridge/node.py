@@ -1,0 +1,116 @@
+"""What every process of the bridge shares: command-line flags, a node on the graph, a clean end, a steady rate."""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from embodied.contracts.errors import EmbodiedError
+from embodied.robot_bridge import messages
+from embodied.robot_bridge.profile import Profile, load_profile
+from embodied.robot_bridge.qos import EVENTS
+
+EVENT_TOPIC = "/bridge/event"
+
+
+def now_ns() -> int:
+    """ROS time: the system clock [ns]."""
+    return time.time_ns()
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags that every process takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--profile", required=True, help="robot profile: a name or a YAML file")
+    parser.add_argument("--domain", type=int, default=None, help="ROS domain, default ROS_DOMAIN_ID")
+    parser.add_argument("--discovery", default="localhost", choices=["localhost", "subnet"])
+    parser.add_argument("--parent", type=int, default=None, help="end when this process id is gone")
+    return parser
+
+
+class Stop:
+    """Set by SIGTERM, SIGINT or the parent's death; `wait` sleeps until then at most."""
+
+    def __init__(self, parent: int | None = None) -> None:
+        self._event, self._parent = threading.Event(), parent
+        self._checked = time.monotonic()
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: self._event.set())
+
+    def set(self) -> None:
+        self._event.set()
+
+    def is_set(self) -> bool:
+        if self._parent is not None and time.monotonic() - self._checked > 0.5:
+            self._checked = time.monotonic()
+            if os.getppid() != self._parent:
+                self._event.set()
+        return self._event.is_set()
+
+    def wait(self, seconds: float) -> bool:
+        return self._event.wait(max(0.0, seconds)) or self.is_set()
+
+
+class Rate:
+    """A loop's steady period. A late tick is counted and never made up for by a burst."""
+
+    def __init__(self, hz: float) -> None:
+        self.period = 1.0 / hz
+        self.missed_deadlines = 0
+        self._next = time.monotonic() + self.period
+
+    def sleep(self, stop: Stop) -> bool:
+        """Until the next tick; True if the process should end."""
+        now = time.monotonic()
+        if now - self._next > self.period / 2:
+            self.missed_deadlines += 1
+            self._next = max(self._next, now - self.period)
+        ended = stop.wait(self._next - now)
+        self._next += self.period
+        return ended
+
+
+def open_transport(node: str, options: argparse.Namespace) -> Any:
+    """The Cyclone DDS transport that the flags ask for."""
+    from embodied.robot_bridge.transport_cyclone import CycloneTransport
+
+    return CycloneTransport(node, options.domain, options.discovery)
+
+
+class EventLog:
+    """Publishes JSON events on /bridge/event and mirrors them to the process's log."""
+
+    def __init__(self, transport: Any, source: str) -> None:
+        self._publisher = transport.publisher(EVENT_TOPIC, messages.STRING, EVENTS)
+        self._source, self._log = source, logging.getLogger(source)
+
+    @property
+    def matched(self) -> int:
+        return self._publisher.matched
+
+    def write(self, event: str, **fields: Any) -> None:
+        record: Mapping[str, Any] = {"event": event, "source": self._source, "stamp_ns": now_ns(), **fields}
+        self._publisher.write(messages.json_string(record))
+        self._log.info("%s", json.dumps({k: v for k, v in record.items() if k not in ("source", "contract")}))
+
+
+def run_process(
+    main: Callable[[argparse.Namespace, Profile, Stop], None],
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Parse flags, run `main` until SIGTERM, and exit: 0, or 2 with the message of an EmbodiedError."""
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        main(options, load_profile(options.profile), Stop(options.parent))
+    except EmbodiedError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
