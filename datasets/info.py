@@ -1,0 +1,112 @@
+"""What a store holds, in a form that prints and that JSON takes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embodied.contracts.specs import ArraySpec
+from embodied.datasets.store import EpisodeStore
+
+ROWS_AT_ONCE = 65_536
+INSTRUCTIONS_SHOWN = 20
+
+
+def describe(store: EpisodeStore) -> dict[str, Any]:
+    """Episodes, arrays with units and ranges, success, labels, origin. Reads every array but the images, in blocks."""
+    lengths, success, spec = store.episode_length, store.success, store.spec
+    instructions = list(dict.fromkeys(text for text in store.instructions if text))
+    provenance = store.attributes.get("provenance", {})
+    return {
+        "path": store.path,
+        "environment": spec.environment,
+        "episodes": store.num_episodes,
+        "frames": store.num_frames,
+        "steps": int(np.count_nonzero(store.read("step_valid"))),
+        "episode_length": _spread(lengths),
+        "control_dt": spec.control_dt,
+        "duration": _duration(store),
+        "success": {
+            "succeeded": int((success == 1).sum()),
+            "failed": int((success == 0).sum()),
+            "unknown": int((success < 0).sum()),
+        },
+        "terminated": int(np.count_nonzero(store.read("terminated"))),
+        "truncated": int(np.count_nonzero(store.read("truncated"))),
+        "instructions": instructions[:INSTRUCTIONS_SHOWN],
+        "num_instructions": len(instructions),
+        "observations": {key: _array(store, f"observation/{key}", s) for key, s in spec.observations.items()},
+        "cameras": {camera: {"shape": list(s.shape), "dtype": s.dtype} for camera, s in spec.images.items()},
+        "action": _action(store),
+        "reward": _array(store, "reward", ArraySpec(())) if spec.has_reward else None,
+        "labels": {name: _label(store, name) for name in store.label_names()},
+        "bytes": _bytes(store),
+        "source": store.attributes.get("source", ""),
+        "licence": store.attributes.get("licence", ""),
+        "made_by": provenance.get("made_by", ""),
+        "date": provenance.get("date", ""),
+        "code_version": provenance.get("code_version", ""),
+        "fingerprint": store.fingerprint,
+    }
+
+
+def _action(store: EpisodeStore) -> dict[str, Any] | None:
+    action = store.spec.action
+    if action is None:
+        return None
+    # Rows of final observations are zero by definition, not by choice of a policy.
+    return _array(store, "action", action, "step_valid") | {
+        "control_mode": action.control_mode,
+        "scale": list(action.scale),
+    }
+
+
+def _array(store: EpisodeStore, name: str, spec: ArraySpec, only: str | None = None) -> dict[str, Any]:
+    """Shape, unit, names, and the range over all frames per element (or those where the array `only` is true)."""
+    low, high = np.full(spec.shape, np.inf), np.full(spec.shape, -np.inf)
+    for start in range(0, store.num_frames, ROWS_AT_ONCE):
+        rows = store.read(name, start, start + ROWS_AT_ONCE)
+        if only is not None:
+            rows = rows[store.read(only, start, start + ROWS_AT_ONCE)]
+        if len(rows):
+            low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
+    known = bool(np.isfinite(low).all())
+    return {
+        "shape": list(spec.shape),
+        "unit": spec.unit,
+        "names": list(spec.names),
+        "privileged": spec.privileged,
+        "min": low.tolist() if known else None,
+        "max": high.tolist() if known else None,
+    }
+
+
+def _label(store: EpisodeStore, name: str) -> dict[str, Any]:
+    label = store.label(name)
+    low, median, high = np.quantile(label.score, [0.01, 0.5, 0.99])
+    return {
+        "labeller": label.provenance["labeller"],
+        "alignment": label.alignment,
+        "q01": float(low),
+        "median": float(median),
+        "q99": float(high),
+        "channels": sorted(label.channels),
+        "date": label.provenance.get("date", ""),
+    }
+
+
+def _spread(values: np.ndarray) -> dict[str, float]:
+    return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
+
+
+def _duration(store: EpisodeStore) -> float:
+    """Recorded time over all episodes [s], from timestamps; 0 where the source had none."""
+    times = store.read("timestamp")
+    return float(times[store.episode_start + store.episode_length - 1].sum())
+
+
+def _bytes(store: EpisodeStore) -> int | None:
+    """Size on disk [B]; None for a remote store."""
+    if "://" in store.path:
+        return None
+    return sum(file.stat().st_size for file in Path(store.path).rglob("*") if file.is_file())

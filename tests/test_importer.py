@@ -1,0 +1,87 @@
+import h5py
+import numpy as np
+import pytest
+
+from embodied.contracts.errors import InputError, StoreError
+from embodied.datasets import importer
+from embodied.datasets.importer import hash_source, import_dataset, recognise
+
+
+def make_d4rl(path, actions=1.0):
+    with h5py.File(path, "w") as file:
+        file["observations"] = np.arange(12.0)[:, None]
+        file["actions"] = np.full((12, 1), actions)
+        file["terminals"] = np.arange(12) % 4 == 3
+    return path
+
+
+def test_format_is_recognised_and_the_source_remembered(tmp_path):
+    path = make_d4rl(tmp_path / "d.hdf5")
+    assert recognise(path) == "d4rl"
+    calls = []
+    store = import_dataset(path, tmp_path / "s", licence="MIT", progress=lambda *a: calls.append(a))
+    assert calls == [(1, 3, "importing"), (2, 3, "importing"), (3, 3, "importing")]
+    assert store.attributes["source"] == str(path)
+    assert store.attributes["licence"] == "MIT"
+    provenance = store.attributes["provenance"]
+    assert provenance["made_by"] == "data import"
+    assert provenance["inputs"] == {"source": hash_source(path)}
+    assert provenance["config"] == {"format": "d4rl", "options": {}}
+
+
+def test_unknown_things_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"absent\.hdf5 does not exist"):
+        import_dataset(tmp_path / "absent.hdf5", tmp_path / "s")
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(InputError, match=r"of no format known here\. Known: robomimic, d4rl"):
+        import_dataset(tmp_path / "notes.txt", tmp_path / "s")
+    with pytest.raises(InputError, match=r"'d4lr' is unknown. Did you mean 'd4rl'\?"):
+        import_dataset(make_d4rl(tmp_path / "d.hdf5"), tmp_path / "s", format="d4lr")
+
+
+def test_interrupted_import_resumes_without_reading_twice(tmp_path, monkeypatch):
+    path = make_d4rl(tmp_path / "d.hdf5")
+    whole = import_dataset(path, tmp_path / "whole")
+    loaded = []
+    real = importer.FORMATS["d4rl"].read
+
+    def read(path, options, fail_at):
+        source = real(path, options)
+
+        def load(index):
+            if index == fail_at:
+                raise KeyboardInterrupt
+            loaded.append(index)
+            return source.load(index)
+
+        return importer.FORMATS["d4rl"].Source(source.spec, source.num_episodes, load, source.attributes)
+
+    monkeypatch.setattr(importer.FORMATS["d4rl"], "read", lambda p, o: read(p, o, 2))
+    with pytest.raises(KeyboardInterrupt):
+        import_dataset(path, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+    monkeypatch.setattr(importer.FORMATS["d4rl"], "read", lambda p, o: read(p, o, -1))
+    store = import_dataset(path, tmp_path / "s")
+    assert loaded == [0, 1, 2]
+    assert store.fingerprint == whole.fingerprint
+
+
+def test_a_changed_source_does_not_continue_the_old_import(tmp_path, monkeypatch):
+    path = make_d4rl(tmp_path / "d.hdf5")
+    with monkeypatch.context() as patch:
+        patch.setattr(importer.StoreWriter, "finish", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            import_dataset(path, tmp_path / "s")
+    make_d4rl(path, actions=0.5)
+    with pytest.raises(StoreError, match="another configuration"):
+        import_dataset(path, tmp_path / "s")
+
+
+def test_hash_of_a_folder_sees_names_and_bytes(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("1")
+    first = hash_source(tmp_path)
+    (tmp_path / "a" / "x").rename(tmp_path / "a" / "y")
+    second = hash_source(tmp_path)
+    (tmp_path / "a" / "y").write_text("2")
+    assert len({first, second, hash_source(tmp_path)}) == 3

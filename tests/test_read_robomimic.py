@@ -1,0 +1,118 @@
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from embodied.contracts.errors import InputError
+from embodied.datasets import read_robomimic
+from embodied.datasets.importer import import_dataset
+from embodied.datasets.transitions import transitions
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data" / "hdf5-robomimic-franka-stack"
+STEPS = {2: 4, 10: 3, 0: 5}  # demo number -> steps; demo_10 comes after demo_2
+
+
+def make_file(path: Path, next_obs: bool = True, **attributes) -> Path:
+    env_args = {"env_name": "Lift", "type": 1, "env_kwargs": {"control_freq": 20}}
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["env_args"] = json.dumps(env_args)
+        for number, steps in STEPS.items():
+            demo = data.create_group(f"demo_{number}")
+            demo.attrs["num_samples"] = steps
+            demo.attrs.update(attributes)
+            rows = np.arange(steps + 1) + 100.0 * number
+            demo["actions"] = np.full((steps, 7), number / 10)
+            demo["rewards"] = np.arange(steps, dtype=float)
+            demo["dones"] = (np.arange(steps) >= steps - 2).astype(int)
+            for group, part in (("obs", rows[:-1]), ("next_obs", rows[1:])):
+                if group == "obs" or next_obs:
+                    demo[f"{group}/robot0_eef_pos"] = np.repeat(part[:, None], 3, 1)
+                    demo[f"{group}/agentview_image"] = np.full(
+                        (steps, 6, 6, 3), part[:, None, None, None] % 256, np.uint8
+                    )
+                    demo[f"{group}/depth"] = np.zeros((steps, 6, 6, 1), np.float32)
+        file["mask/train"] = np.array([b"demo_10", b"demo_0"])
+    return path
+
+
+def test_order_final_observation_and_ends(tmp_path):
+    store = import_dataset(make_file(tmp_path / "d.hdf5"), tmp_path / "s")
+    assert store.source_ids == ["d.hdf5/demo_0", "d.hdf5/demo_2", "d.hdf5/demo_10"]
+    assert store.episode_length.tolist() == [6, 5, 4]
+    assert store.spec.control_dt == 0.05
+    assert store.spec.environment == "Lift"
+    episode = store.episode(1)
+    assert episode.observations["robot0_eef_pos"][:, 0].tolist() == [200, 201, 202, 203, 204]
+    assert episode.images["agentview_image"][:, 0, 0, 0].tolist() == [200, 201, 202, 203, 204]
+    assert episode.action is not None
+    np.testing.assert_allclose(episode.action[:, 0], [0.2] * 4 + [0])
+    assert episode.reward is not None
+    assert episode.reward.tolist() == [0, 1, 2, 3, 0]
+    # Two dones at the end of each demo: only the last one ends it.
+    assert episode.terminated.tolist() == [False, False, False, True, False]
+    assert episode.step_valid.tolist() == [True, True, True, True, False]
+    assert episode.timestamp.tolist() == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
+    remembered = store.attributes["provenance"]["source_attributes"]
+    assert remembered["filter_keys"] == {"train": [2, 0]}
+    assert remembered["early_dones"] == 3
+    assert list(remembered["observations_left_out"]) == ["depth"]
+    assert remembered["env_args"]["env_kwargs"] == {"control_freq": 20}
+
+
+def test_without_next_obs_the_last_truncated_step_is_not_learned_from(tmp_path):
+    store = import_dataset(make_file(tmp_path / "d.hdf5", next_obs=False, success=False), tmp_path / "s")
+    assert store.episode_length.tolist() == [5, 4, 3]
+    assert store.success.tolist() == [0, 0, 0]
+    assert not store.read("terminated").any(), "a demo that failed was cut, whatever its dones say"
+    index = transitions(store, "source")
+    assert index.frame.tolist() == [0, 1, 2, 3, 5, 6, 7, 9, 10]
+    assert index.masks.all()
+
+
+def test_truncated_file_and_wrong_layouts(tmp_path):
+    whole = make_file(tmp_path / "whole.hdf5").read_bytes()
+    (tmp_path / "cut.hdf5").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"cut\.hdf5 cannot be read: (?s:.*)truncated or damaged"):
+        import_dataset(tmp_path / "cut.hdf5", tmp_path / "s")
+    with h5py.File(tmp_path / "raw.hdf5", "w") as file:
+        file["data/demo_0/states"] = np.zeros((3, 4))
+        file["data/demo_0/actions"] = np.zeros((3, 7))
+    with pytest.raises(InputError, match="dataset_states_to_obs"):
+        import_dataset(tmp_path / "raw.hdf5", tmp_path / "s")
+    with h5py.File(tmp_path / "other.hdf5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(InputError, match="not in robomimic's layout"):
+        read_robomimic.read(tmp_path / "other.hdf5", {})
+    assert not (tmp_path / "s").exists()
+
+
+def test_demo_without_actions_and_nan_are_named(tmp_path):
+    path = make_file(tmp_path / "d.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data/demo_2/actions"]
+    with pytest.raises(InputError, match=r"'d\.hdf5/demo_2' has no actions"):
+        import_dataset(path, tmp_path / "s")
+    path = make_file(tmp_path / "n.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data/demo_10/actions"][1, 3] = np.nan
+    with pytest.raises(InputError, match=r"'n\.hdf5/demo_10': 'action' holds nan at index \(1, 3\)"):
+        import_dataset(path, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="real data in ../shared/data is absent")
+@pytest.mark.parametrize("name", ["generated_dataset_small", "generated_dataset_small_failed"])
+def test_real_franka_demos_agree_with_independent_counts(tmp_path, name):
+    expected = json.loads((DATA / "facts.json").read_text())[f"{name}.hdf5"]
+    store = import_dataset(DATA / f"{name}.hdf5", tmp_path / "s")
+    assert store.num_episodes == len(expected["demos"])
+    assert store.num_frames == sum(demo["T"] for demo in expected["demos"].values())
+    for index, source_id in enumerate(store.source_ids):
+        demo = expected["demos"][source_id.split("/")[1]]
+        assert store.episode_length[index] == demo["T"]
+        assert store.episode(index).action.sum(dtype=np.float64) == pytest.approx(demo["action_sum"], abs=1e-3)
+        assert store.success[index] == (demo["attrs"]["success"] == "True")
+    assert store.spec.environment == "Isaac-Stack-Cube-Franka-IK-Rel-Mimic-v0"
