@@ -20,8 +20,8 @@ def duration(seconds: float) -> str:
 class Progress:
     """Call it as `progress(done, total, text)`; every room's long function takes such a callable.
 
-    A new `text`, or a `total` that changed, starts a new bar. The estimate is made from this run's own pace: what a
-    resumed run finds finished does not count.
+    A `total` that changed, or a `done` that fell, starts a new bar; `text` may change at any time. The estimate is made
+    from this run's own pace: what a resumed run finds finished does not count.
 
     Args:
         stream: standard error by default.
@@ -34,15 +34,16 @@ class Progress:
         self.prefix = prefix
         self._log_every = log_every
         self._bar = None
-        self._key: tuple[str, int] | None = None
+        self._total: int | None = None
         self._start = self._last = 0.0
-        self._first = 0
+        self._first = self._done = 0
 
     def __call__(self, done: int, total: int, text: str) -> None:
-        if self._key != (text, total):
+        if total != self._total or done < self._done:
             self.close()
-            self._key, self._first = (text, total), done
+            self._total, self._first = total, done
             self._start = self._last = time.monotonic()
+        self._done = done
         if self._stream.isatty():
             self._show(done, total, text)
         else:
@@ -55,6 +56,7 @@ class Progress:
             self._bar = tqdm(
                 total=total, initial=done, desc=self.prefix + text, file=self._stream, dynamic_ncols=True, leave=False
             )
+        self._bar.set_description_str(self.prefix + text, refresh=False)
         self._bar.update(done - self._bar.n)
 
     def _log(self, done: int, total: int, text: str) -> None:
@@ -64,7 +66,7 @@ class Progress:
         self._last = now
         left = (now - self._start) / (done - self._first) * (total - done)
         share = 100 * done / total if total else 100.0
-        self.say(f"{text}: {share:.0f} % ({done}/{total}), about {duration(left)} left")
+        self.say(f"{share:.0f} % ({done}/{total}), about {duration(left)} left{', ' if text else ''}{text}")
 
     def say(self, message: str) -> None:
         """One line above the bar, or in the log."""
@@ -76,4 +78,4 @@ class Progress:
         """End the present bar."""
         if self._bar is not None:
             self._bar.close()
-        self._bar, self._key = None, None
+        self._bar, self._total = None, None
