@@ -6,7 +6,7 @@ How to call it:
 
     train_small_clip(
         images,            # (N, 64, 64, 3) uint8
-        captions,          # N lists of sentences, each sentence true of its image (one suffices; paraphrases help)
+        captions,          # per image a sentence that is true of it, or a list of them (paraphrases help)
         out_folder,        # must not exist; gets open_clip_config.json, open_clip_model.safetensors, provenance.json
         steps=1500, batch=64, seed=0,
         grades=grades,     # optional (N,) in [0, 1]: how far along the task each image is
@@ -16,12 +16,10 @@ How to call it:
 The folder then loads like any other model: `ClipLabeller(model=str(out_folder))`, or without this package
 `open_clip.create_model_and_transforms("local-dir:" + str(out_folder))`.
 
-Without `grades` the loss is CLIP's symmetric cross-entropy (Radford et al. 2021, arXiv 2103.00020, figure 3), except
-that a sentence which holds for several images of the batch is a positive for all of them. With `grades` a sentence
-may also be half true: see `degree_of_truth`. The grades come from a simulator, so a model trained with them has
-been shown the order of the task's stages; say so where its labels are reported.
-
-A model trained here knows the scenes and words it was shown and nothing else.
+Without `grades` the loss is CLIP's (Radford et al. 2021, arXiv 2103.00020, figure 3), except that a sentence which
+holds for several images of the batch is a positive for all of them. With `grades` a sentence may also be half true:
+see `degree_of_truth`. Grades come from a simulator, so a model trained with them has been shown the order of the
+task's stages: say so where its labels are reported. It knows the scenes and words it was shown and nothing else.
 """
 
 import dataclasses
@@ -41,6 +39,7 @@ from embodied.contracts.errors import ConfigError, InputError, MissingExtraError
 from embodied.contracts.provenance import provenance
 
 VOCABULARY = 49408  # size of CLIP's byte-pair vocabulary, which open_clip's default tokenizer uses
+PIXEL_MEAN, PIXEL_STD = 0.5, 0.25  # of values in [0, 1]
 
 Progress = Callable[[int, int, str], None]
 
@@ -50,17 +49,14 @@ class SmallClipConfig:
     """Sizes and optimiser of `train_small_clip`. The defaults give a file of about 7.5 MB.
 
     Attributes:
-        embedding_dim: size of the joint embedding.
-        image_layers, image_width, image_head_width: open_clip's ModifiedResNet. Convolutions learn small differences
-            of position from few images; a ViT of the same cost needs many more.
+        image_layers, image_width, image_head_width: open_clip's ModifiedResNet: convolutions need few images.
         text_width, text_layers, text_heads, context_length: open_clip's text transformer. The token table has 49,408
             rows of `text_width`, so this width decides the file size.
         learning_rate, weight_decay, warmup: AdamW with linear warm-up (fraction of the steps) and cosine decay.
         temperature: starting temperature of the contrastive softmax where no grades are given (then learned).
         grade_width: standard deviation of `degree_of_truth`, in grades. Smaller tells neighbouring stages apart
             better and follows noise in the grades more.
-        arc: angle between the embeddings of grade 0 and grade 1 that the loss asks for [rad]; below pi the reward
-            rises all the way.
+        arc: wanted angle between the embeddings of grades 0 and 1 [rad]; below pi the reward rises all the way.
         word_dropout: chance that a word is replaced by the embedding of an unknown word, which is zero.
         max_shift: random shift of the image [pixel].
         jitter: random change of brightness, contrast and single colour channels, as a fraction.
@@ -105,8 +101,8 @@ class SmallClipConfig:
             },
             "preprocess_cfg": {
                 "size": [image_size, image_size],
-                "mean": [0.5, 0.5, 0.5],
-                "std": [0.25, 0.25, 0.25],
+                "mean": [PIXEL_MEAN] * 3,
+                "std": [PIXEL_STD] * 3,
                 "interpolation": "bicubic",
                 "resize_mode": "squash",
             },
@@ -121,11 +117,7 @@ def degree_of_truth(grades: torch.Tensor, centres: torch.Tensor, spreads: torch.
     scaled cosines can meet such targets exactly when the embeddings lie on an arc whose angle is proportional to the
     grade, since cos(x) is 1 - x^2/2 to second order. That is what makes the reward rise with the grade.
 
-    Args:
-        grades: (B,); centres, spreads: (K,) mean and standard deviation of the grades each sentence was used for.
-
-    Returns:
-        (B, K).
+    grades: (B,); centres, spreads: (K,) mean and standard deviation of the grades each sentence was used for.
     """
     distance = grades[:, None] - centres[None, :]
     return torch.exp(-0.5 * distance**2 / (width**2 + spreads[None, :] ** 2))
@@ -149,14 +141,7 @@ def contrastive_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
 
 
 def augment(images: torch.Tensor, max_shift: int, jitter: float, generator: torch.Generator) -> torch.Tensor:
-    """Each image shifted by up to `max_shift` pixels (edge repeated), with its own brightness, contrast and colours.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1].
-
-    Returns:
-        (B, 3, H, W) in [0, 1].
-    """
+    """(B, 3, H, W) in [0, 1], each shifted (edge repeated) and with its own brightness, contrast and colours."""
     count, _, height, width = images.shape
     shift = torch.randint(-max_shift, max_shift + 1, (2, count), generator=generator)
     rows = (torch.arange(height)[None] + shift[0][:, None]).clamp_(0, height - 1)
@@ -205,45 +190,45 @@ class KnownWords(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class Captions:
-    """The sentences as tables: which images each is used for, and around which grade."""
+    """The sentences, numbered."""
 
     sentences: list[str]
     of_image: list[np.ndarray]  # N arrays of indices into `sentences`
-    centres: torch.Tensor  # (K,)
-    spreads: torch.Tensor  # (K,)
+    centres: torch.Tensor  # (K,) mean of the grades each is used for
+    spreads: torch.Tensor  # (K,) and their standard deviation
 
 
-def index_captions(captions: Sequence[Sequence[str]], grades: np.ndarray | None) -> Captions:
-    """Number the sentences and find the mean and standard deviation of the grades that each was used for."""
-    sentences = sorted({sentence for row in captions for sentence in row})
+def index_captions(captions: Sequence[str | Sequence[str]], grades: np.ndarray | None) -> Captions:
+    """Number the sentences and gather their grades."""
+    rows = [[row] if isinstance(row, str) else list(row) for row in captions]
+    if empty := [index for index, row in enumerate(rows) if not row]:
+        raise InputError(f"captions[{empty[0]}] has no sentence; give each image at least one.")
+    sentences = sorted({sentence for row in rows for sentence in row})
+    if len(sentences) < 2:
+        raise InputError("All captions are the same sentence; a contrast needs at least two.")
     number = {sentence: index for index, sentence in enumerate(sentences)}
-    of_image = [np.array(sorted({number[sentence] for sentence in row}), dtype=np.int64) for row in captions]
+    of_image = [np.unique([number[sentence] for sentence in row]) for row in rows]
     centres = np.zeros(len(sentences))
     spreads = np.zeros(len(sentences))
     if grades is not None:
-        count, first, second = (np.zeros(len(sentences)) for _ in range(3))
-        for row, grade in zip(of_image, grades, strict=True):
-            count[row] += 1
-            first[row] += grade
-            second[row] += grade**2
-        centres = first / count
-        spreads = np.sqrt(np.maximum(second / count - centres**2, 0))
+        flat = np.concatenate(of_image)
+        repeated = np.repeat(grades, [len(row) for row in of_image])
+        count = np.bincount(flat)
+        centres = np.bincount(flat, repeated) / count
+        spreads = np.sqrt(np.maximum(np.bincount(flat, repeated**2) / count - centres**2, 0))
     return Captions(sentences, of_image, torch.from_numpy(centres).float(), torch.from_numpy(spreads).float())
 
 
-def check_inputs(images: np.ndarray, captions: Sequence[Sequence[str]], grades: np.ndarray | None, out: Path) -> None:
+def check_inputs(
+    images: np.ndarray, captions: Sequence[str | Sequence[str]], grades: np.ndarray | None, out: Path
+) -> None:
     """Raise InputError for anything that would fail late or teach nothing."""
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
         raise InputError(f"images must be (N, S, S, 3) uint8, square; got {images.shape} {images.dtype}.")
     if images.shape[1] % 32:
         raise InputError(f"The image side must be a multiple of 32 pixels; got {images.shape[1]}.")
     if len(captions) != len(images):
-        raise InputError(f"{len(images)} images but {len(captions)} caption lists; give one list per image.")
-    for index, row in enumerate(captions):
-        if isinstance(row, str) or not row:
-            raise InputError(f"captions[{index}] must be a list with at least one sentence; got {row!r}.")
-    if len({sentence for row in captions for sentence in row}) < 2:
-        raise InputError("All captions are the same sentence; a contrast needs at least two.")
+        raise InputError(f"{len(images)} images but {len(captions)} captions; each image needs its own.")
     if grades is not None and (grades.shape != (len(images),) or not ((grades >= 0) & (grades <= 1)).all()):
         raise InputError(f"grades must be ({len(images)},) numbers in [0, 1]; got shape {grades.shape}.")
     if out.exists():
@@ -297,7 +282,7 @@ def write_folder(model: Any, opened: dict[str, Any], record: dict[str, Any], out
 
 def train_small_clip(
     images: np.ndarray,
-    captions: Sequence[Sequence[str]],
+    captions: Sequence[str | Sequence[str]],
     out_folder: str | Path,
     steps: int = 1500,
     batch: int = 64,
@@ -310,11 +295,10 @@ def train_small_clip(
 
     Args:
         images: (N, S, S, 3) uint8; S a multiple of 32, 64 in the shipped model.
-        captions: N lists of sentences that hold for the image. Each step uses one of them, drawn at random.
+        captions: N sentences, or N lists of sentences of which each step draws one.
         out_folder: created whole at the end; must not exist.
-        steps: gradient steps; 1,500 of batch 64 take about five minutes on one core.
-        batch: images per step.
-        seed: of the weights, batches and augmentation; the same machine gives the same file for the same seed.
+        steps, batch: gradient steps and images per step; 1,500 of 64 take about five minutes on one core.
+        seed: of weights, batches and augmentation; on one machine the same seed gives the same file.
         grades: (N,) in [0, 1], how far along the task each image is; None to use the captions alone.
         config: sizes and optimiser.
         progress: called every 10 steps with (done, total, text).
@@ -334,25 +318,9 @@ def train_small_clip(
     check_inputs(images, captions, grades, out)
     if steps < 1 or batch < 2:
         raise ConfigError(f"steps must be at least 1 and batch at least 2; got {steps} and {batch}.")
-    opened = config.open_clip_config(images.shape[1])
-    model = build_model(config, images.shape[1], seed)
-    import open_clip  # after build_model, which words the error where it is absent
-
-    generator = torch.Generator().manual_seed(seed)
     table = index_captions(captions, grades)
-    tokens = open_clip.SimpleTokenizer(context_length=config.context_length)(table.sentences)  # (K, context)
-    words = KnownWords(tokens, config.text_width, config.word_dropout, generator)
-    full_embedding, model.token_embedding = model.token_embedding, words
-    if grades is None:
-        model.logit_scale.data.fill_(math.log(1 / config.temperature))
-    else:
-        # Cosines along an arc of this angle then have the curvature of degree_of_truth; a learned scale would drift
-        # to a tiny arc with huge logits, where noise is as large as the signal.
-        model.logit_scale.data.fill_(-2 * math.log(config.grade_width * config.arc))
-        model.logit_scale.requires_grad_(False)
-    losses = fit(model, images, table, tokens, grades, config, (steps, batch, seed), generator, progress)
-    full_embedding.weight.data.copy_(words.whole_table())
-    model.token_embedding = full_embedding
+    model = build_model(config, images.shape[1], seed)
+    losses = fit(model, images, table, grades, config, steps, batch, seed, progress or (lambda done, total, text: None))
     record = provenance(
         "train_small_clip",
         {**dataclasses.asdict(config), "steps": steps, "batch": batch, "seed": seed, "uses_grades": grades is not None},
@@ -361,7 +329,7 @@ def train_small_clip(
         captions=table.sentences,
         final_loss=float(np.mean(losses[-20:])),
     )
-    write_folder(model, opened, record, out)
+    write_folder(model, config.open_clip_config(images.shape[1]), record, out)
     return losses
 
 
@@ -369,34 +337,37 @@ def fit(
     model: Any,
     images: np.ndarray,
     table: Captions,
-    tokens: torch.Tensor,
     grades: np.ndarray | None,
     config: SmallClipConfig,
-    schedule: tuple[int, int, int],
-    generator: torch.Generator,
-    progress: Progress | None,
+    steps: int,
+    batch: int,
+    seed: int,
+    progress: Progress,
 ) -> list[float]:
-    """The training loop; `schedule` is (steps, batch, seed). Leaves `model` in evaluation mode."""
-    steps, batch, seed = schedule
+    """The training loop. Leaves `model` whole and in evaluation mode; returns the losses."""
+    import open_clip
+
+    generator = torch.Generator().manual_seed(seed)
+    tokens = open_clip.SimpleTokenizer(context_length=config.context_length)(table.sentences)  # (K, context)
+    words = KnownWords(tokens, config.text_width, config.word_dropout, generator)
+    full_embedding, model.token_embedding = model.token_embedding, words
+    if grades is None:
+        model.logit_scale.data.fill_(math.log(1 / config.temperature))
+    else:
+        # Cosines along an arc of this angle then have the curvature of degree_of_truth; a learned scale could drift
+        # to a tiny arc with huge logits, where noise is as large as the signal.
+        model.logit_scale.data.fill_(-2 * math.log(config.grade_width * config.arc))
+        model.logit_scale.requires_grad_(False)
     optimizer, scheduler = make_optimizer(model, config, steps)
-    mean, std = 0.5, 0.25  # as in open_clip_config
     losses: list[float] = []
     model.train()
     for step in range(steps):
         rng = np.random.Generator(np.random.Philox(key=[seed, step]))
         chosen = rng.choice(len(images), size=min(batch, len(images)), replace=False)
         drawn = np.unique([rng.choice(table.of_image[i]) for i in chosen])
-        if grades is None:
-            truth = torch.from_numpy(np.stack([np.isin(drawn, table.of_image[i]) for i in chosen])).float()
-        else:
-            truth = degree_of_truth(
-                torch.from_numpy(grades[chosen]).float(),
-                table.centres[drawn],
-                table.spreads[drawn],
-                config.grade_width,
-            )
+        truth = truth_of(chosen, drawn, table, grades, config.grade_width)  # (B, K)
         pixels = torch.from_numpy(images[chosen]).permute(0, 3, 1, 2).float() / 255
-        pixels = (augment(pixels, config.max_shift, config.jitter, generator) - mean) / std
+        pixels = (augment(pixels, config.max_shift, config.jitter, generator) - PIXEL_MEAN) / PIXEL_STD
         seen = model.encode_image(pixels, normalize=True)  # (B, D)
         said = model.encode_text(tokens[drawn], normalize=True)  # (K, D)
         loss = contrastive_loss(model.logit_scale.exp() * seen @ said.T, truth)
@@ -409,7 +380,19 @@ def fit(
         scheduler.step()
         model.logit_scale.data.clamp_(0, math.log(100))
         losses.append(loss.item())
-        if progress and (step % 10 == 9 or step == steps - 1):
+        if step % 10 == 9 or step == steps - 1:
             progress(step + 1, steps, f"loss {np.mean(losses[-20:]):.3f}")
+    full_embedding.weight.data.copy_(words.whole_table())
+    model.token_embedding = full_embedding
     model.eval()
     return losses
+
+
+def truth_of(
+    chosen: np.ndarray, drawn: np.ndarray, table: Captions, grades: np.ndarray | None, width: float
+) -> torch.Tensor:
+    """(B, K) targets of the images `chosen` and the sentences `drawn`: `degree_of_truth`, or 0 and 1 without grades."""
+    if grades is None:
+        return torch.from_numpy(np.stack([np.isin(drawn, table.of_image[i]) for i in chosen])).float()
+    of_images = torch.from_numpy(grades[chosen]).float()
+    return degree_of_truth(of_images, table.centres[drawn], table.spreads[drawn], width)
