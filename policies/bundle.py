@@ -92,7 +92,7 @@ class PolicyContract:
         for key, size in sizes.items():
             if key not in self.normalizer:
                 raise BundleError(
-                    f"{where}: the normaliser has no statistics for '{key}': the policy would not see what it learned from.\n"
+                    f"{where}: the normaliser has no statistics for '{key}'; unnormalised input is never passed on.\n"
                     "Train again, or copy the bundle anew from where it was trained."
                 )
             for name, row in rows.items():
@@ -188,13 +188,13 @@ class ValueBundle:
         if observations.dtype != np.uint8 or observations.shape[1:] != (*size, 3):
             raise InputError(
                 f"This encoder takes uint8 frames of {size[0]}x{size[1]}x3; found {observations.dtype} "
-                f"{'x'.join(map(str, observations.shape[1:]))}.\nPretrain on this camera, or use the one it was trained on."
+                f"{'x'.join(map(str, observations.shape[1:]))}.\nPretrain on this camera, or use the one it knows."
             )
         with torch.inference_mode():
             return self.encoder(torch.from_numpy(np.ascontiguousarray(observations))).numpy()
 
     def value(self, state: np.ndarray, goal: np.ndarray, intent: np.ndarray | None = None) -> np.ndarray:
-        """Mean over the heads of V(s, g, z): embeddings (B, D) from `encode` -> (B,). The intent is the goal by default."""
+        """Mean over the heads of V(s, g, z): embeddings (B, D) from `encode` -> (B,). Without an intent, z = g."""
         s, g = torch.from_numpy(state), torch.from_numpy(goal)
         z = g if intent is None else torch.from_numpy(intent)
         with torch.inference_mode():

@@ -180,14 +180,13 @@ class MultilinearValue(nn.Module):
         """psi, of goals and of intents: features (B, D) -> (J, B, d)."""
         return self.psi(features.expand(self.heads, *features.shape))
 
-    def combine(self, state: Tensor, goal: Tensor, intent: Tensor) -> Tensor:
-        """phi(s), psi(g), psi(z), each (J, B, d) -> V (J, B)."""
-        t = self.transition(intent)
-        return (self.matrix_a(t * state) * self.matrix_b(t * goal)).sum(-1)
+    def combine(self, state: Tensor, goal: Tensor, transition: Tensor) -> Tensor:
+        """phi(s), psi(g), t = T(psi(z)), each (J, B, d) -> V (J, B)."""
+        return (self.matrix_a(transition * state) * self.matrix_b(transition * goal)).sum(-1)
 
     def forward(self, state: Tensor, goal: Tensor, intent: Tensor) -> Tensor:
         """Features (B, D) each -> V (J, B)."""
-        return self.combine(self.state(state), self.outcome(goal), self.outcome(intent))
+        return self.combine(self.state(state), self.outcome(goal), self.transition(self.outcome(intent)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +208,8 @@ class ImageEncoder(nn.Module):
     """Images (B, H, W, 3) uint8 -> embeddings (B, D).
 
     Pixels are divided by 255 and nothing else: no ImageNet statistics. The last feature map is flattened, not pooled,
-    so the embedding knows where things are. The first layer cuts 4 x 4 patches: with four overlapping stride-2 layers an
-    ICVF update took 4 times as long on one CPU core, and this encoder is the cost of pre-training.
+    so the embedding knows where things are. The first layer cuts 4 x 4 patches: with four overlapping stride-2 layers
+    an ICVF update took 4 times as long on one CPU core, and this encoder is the cost of pre-training.
     """
 
     def __init__(self, config: EncoderConfig, generator: torch.Generator | None = None) -> None:
@@ -231,8 +230,10 @@ class ImageEncoder(nn.Module):
         self.to(memory_format=torch.channels_last)  # a permuted (B, H, W, 3) array already is
 
     def forward(self, images: Tensor) -> Tensor:
-        x = images.permute(0, 3, 1, 2).to(self.project.weight.dtype) / 255.0  # (B, 3, H, W)
-        for conv in self.convs:
+        x = images.permute(0, 3, 1, 2).to(self.project.weight.dtype)  # (B, 3, H, W)
+        patch = self.convs[0]
+        x = F.relu(F.conv2d(x, patch.weight / 255.0, patch.bias, stride=4))  # scales the weights, not every pixel
+        for conv in list(self.convs)[1:]:
             x = F.relu(conv(x))
         return self.norm(self.project(x.flatten(1)))
 

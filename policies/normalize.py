@@ -34,9 +34,9 @@ def normalize_rewards(
 
     Args:
         rewards: (N,) of every transition of the dataset.
-        method: `none`; `minus_one` (r - 1, IQL's antmaze); `return_range` (1000 r / (max - min episode return), IQL's
-            locomotion; needs `episode`); `quantile` ((r - q_low) / (q_high - q_low) - 1, at most 0: learned rewards have
-            no scale of their own, and a positive reward teaches to put off success where success ends the episode).
+        method: `none`; `minus_one` (r - 1, IQL's antmaze); `return_range` (1000 r / (max - min episode return),
+            IQL's locomotion; needs `episode`); `quantile` ((r - q_low) / (q_high - q_low) - 1, at most 0: learned
+            rewards have no scale of their own, and positive ones teach to put off a success that ends the episode).
         episode: (N,) episode of each transition.
         quantiles: low and high of `quantile`. A constant reward becomes -1.
 

@@ -1,0 +1,93 @@
+"""Behaviour cloning, stacked over seeds: maximum likelihood of the dataset's actions under IQL's actor.
+
+The same network, data and optimiser as IQL with all weights equal to 1 (inverse temperature 0), so that a difference
+between the two is what the rewards contributed.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from embodied.contracts.batch import Batch
+from embodied.policies.bundle import unstack
+from embodied.policies.loop import adam, adam_tensors, load_adam, load_module, module_tensors
+from embodied.policies.losses import gaussian_log_prob
+from embodied.policies.networks import Actor, clip_actions, generators
+
+
+@dataclasses.dataclass(frozen=True)
+class BCConfig:
+    """Attributes:
+    learning_rate: of Adam; falls to 0 along a cosine when `cosine_actor`.
+    hidden_sizes: of the actor.
+    batch_size: B, per seed.
+    """
+
+    learning_rate: float = 3e-4
+    cosine_actor: bool = True
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    batch_size: int = 256
+
+
+PRESETS: dict[str, BCConfig] = {"default": BCConfig()}
+DEFAULT_PRESET = "default"
+
+
+class BC:
+    """S learners, one per seed; every tensor carries the stack axis S first."""
+
+    def __init__(
+        self,
+        config: BCConfig,
+        seeds: Sequence[int],
+        observation_size: int,
+        action_size: int,
+        steps: int,
+        device: str = "cpu",
+    ) -> None:
+        """`steps` is the length of the run: the learning rate ends at 0 there."""
+        self.config = config
+        self.steps = steps
+        self.step = 0
+        self.actor = Actor(generators(seeds), observation_size, action_size, config.hidden_sizes).to(device)
+        self.actor_optimizer = adam(list(self.actor.parameters()), config.learning_rate)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(S,) mean negative log likelihood, and (S,) mean squared error of the actor's mean."""
+        mean, log_std = self.actor(batch["observations"])
+        actions = clip_actions(batch["actions"])
+        error = (mean - actions).square().mean((-2, -1))
+        return -gaussian_log_prob(mean, log_std, actions).mean(-1), error
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of Adam on the loss at the old weights."""
+        loss, error = self.loss(batch)
+        if self.config.cosine_actor:
+            fraction = min(self.step / self.steps, 1.0)
+            self.actor_optimizer.param_groups[0]["lr"] = (
+                self.config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * fraction))
+            )
+        self.actor_optimizer.zero_grad()
+        loss.sum().backward()
+        self.actor_optimizer.step()
+        self.step += 1
+        return {"actor_loss": loss.detach(), "squared_error": error.detach()}
+
+    def actor_state(self, index: int) -> dict[str, Tensor]:
+        """The actor of one seed, as a bundle takes it."""
+        return unstack(self.actor.state_dict(), index)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return (
+            {"step": torch.tensor(self.step)}
+            | module_tensors("actor", self.actor)
+            | adam_tensors("actor_optimizer", self.actor_optimizer)
+        )
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.step = int(state["step"])
+        load_module("actor", self.actor, state)
+        load_adam("actor_optimizer", self.actor_optimizer, state)

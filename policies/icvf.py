@@ -1,0 +1,290 @@
+"""ICVF: a value V(s, g, z) of reaching outcome g while acting as one who wants z, from video without actions.
+
+Ghosh, Bhateja, Levine 2023 ("Reinforcement Learning from Passive Data via Latent Intentions"); equations and order
+after `icvf_learner.py`, `icvf_networks.py` and `gc_dataset.py` of its release. Policies use the encoder afterwards.
+"""
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embodied.contracts.errors import InputError, StoreError
+from embodied.policies.bundle import save_value
+from embodied.policies.loop import (
+    Progress,
+    adam,
+    adam_tensors,
+    load_adam,
+    load_module,
+    module_tensors,
+    philox,
+    run_loop,
+    update_target,
+)
+from embodied.policies.losses import icvf_advantage, icvf_loss, success_reward, td_target
+from embodied.policies.networks import EncoderConfig, ImageEncoder, MultilinearValue, generators
+
+MEMORY_LIMIT = 2 << 30  # bytes of frames kept in memory; more are decoded once into a file that the kernel pages
+AUGMENT_STREAM = 7  # of the step's Philox; the goal sampler draws from stream 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ICVFConfig:
+    """Attributes:
+    discount, expectile, target_update_rate: of the value.
+    learning_rate, epsilon: of Adam.
+    batch_size: B.
+    hidden_sizes: of phi, psi and T; 256 costs a third more time per step than 128.
+    heads: J value heads over the one encoder.
+    layer_norm: in the heads.
+    crop_pad: independent random crops of s, s', g and z after padding by this many pixels; 0 for none.
+    encoder: of images; unused for states.
+    """
+
+    discount: float = 0.98
+    expectile: float = 0.9
+    target_update_rate: float = 0.005
+    learning_rate: float = 3e-4
+    epsilon: float = 1e-8
+    batch_size: int = 64
+    hidden_sizes: tuple[int, ...] = (128, 128)
+    heads: int = 2
+    layer_norm: bool = False
+    crop_pad: int = 0
+    encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
+
+
+PRESETS: dict[str, ICVFConfig] = {
+    "short": ICVFConfig(),  # thousands of steps on a CPU
+    "paper-images": ICVFConfig(0.99, learning_rate=5e-5, epsilon=3.125e-4, hidden_sizes=(256, 256)),  # a million steps
+    "paper-states": ICVFConfig(0.99, batch_size=256, hidden_sizes=(256, 256)),
+}
+
+
+class Sampler(Protocol):
+    """Goals and intents, for instance `embodied.datasets.goals.GoalSampler`."""
+
+    def sample(self, step: int, batch: int) -> Mapping[str, np.ndarray]:
+        """frame, next_frame, goal, intent: (B,) int64 each, a function of the step alone."""
+        ...
+
+
+class ICVF:
+    """Online and target network (encoder and heads), one optimiser."""
+
+    def __init__(self, config: ICVFConfig, seed: int, state_size: int | None = None, device: str = "cpu") -> None:
+        """`state_size` None: images. Otherwise states (F, state_size), without an encoder."""
+        generator = generators([seed])[0]
+        self.config = config
+        self.device = torch.device(device)
+        encoder = ImageEncoder(config.encoder, generator) if state_size is None else torch.nn.Identity()
+        size = config.encoder.embedding_size if state_size is None else state_size
+        heads = MultilinearValue(generator, size, config.hidden_sizes, config.heads, config.layer_norm)
+        self.online = torch.nn.ModuleDict({"encoder": encoder, "heads": heads}).to(self.device)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.optimizer = adam(list(self.online.parameters()), config.learning_rate, config.epsilon)
+
+    def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one batch and what to log.
+
+        Reads: online network for V(s, g, z); target network for both bootstraps and the whole advantage.
+
+        Args:
+            batch: `observations` (U, ...), the first `online` of which are all that s, g and z need; `rows` (4, B)
+                positions in it of s, s', g, z; `frame`, `goal`, `intent` (B,) dataset indices: equality is success.
+        """
+        discount = self.config.discount
+        s, s_next, g, z = batch["rows"]
+        heads, target = self.online["heads"], self.target["heads"]
+        with torch.no_grad():
+            x = self.target["encoder"](batch["observations"])  # (U, D)
+            phi, phi_next = target.state(x[s]), target.state(x[s_next])  # (J, B, d)
+            psi_g, psi_z = target.outcome(x[g]), target.outcome(x[z])
+            t = target.transition(psi_z)
+            reward_g, mask_g = success_reward(batch["frame"], batch["goal"], x.dtype)  # (B,)
+            reward_z, mask_z = success_reward(batch["frame"], batch["intent"], x.dtype)
+            y = td_target(reward_g, mask_g, target.combine(phi_next, psi_g, t), discount)  # (J, B)
+            next_value_z, value_z = target.combine(phi_next, psi_z, t), target.combine(phi, psi_z, t)
+            advantage = icvf_advantage(reward_z, mask_z, next_value_z, value_z, discount)  # (B,)
+        x = self.online["encoder"](batch["observations"][: int(batch["online"])])
+        value = heads(x[s], x[g], x[z])  # (J, B)
+        loss = icvf_loss(value, y, advantage, self.config.expectile)
+        metrics = {
+            "loss": loss.detach(),
+            "value": value.detach().mean(),
+            "advantage": advantage.mean(),
+            "advantage_positive": (advantage >= 0).to(x.dtype).mean(),
+        }
+        return loss, metrics
+
+    def update(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One step: gradient at the old weights, target from the *old* online weights (as released), then Adam."""
+        loss, metrics = self.loss(batch)
+        self.optimizer.zero_grad()
+        loss.backward()
+        update_target(self.target, self.online, self.config.target_update_rate)
+        self.optimizer.step()
+        return metrics
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return (
+            module_tensors("online", self.online)
+            | module_tensors("target", self.target)
+            | adam_tensors("optimizer", self.optimizer)
+        )
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        load_module("online", self.online, state)
+        load_module("target", self.target, state)
+        load_adam("optimizer", self.optimizer, state)
+
+
+def gather(
+    observations: np.ndarray,
+    indices: Mapping[str, np.ndarray],
+    crop_pad: int = 0,
+    rng: np.random.Generator | None = None,
+) -> dict[str, Tensor]:
+    """The batch of `ICVF.loss` from frames (F, H, W, 3) or states (F, D) and sampled indices.
+
+    Without augmentation every frame is taken once, however often it occurs as s, s', g or z: a quarter less to encode.
+    With it, s, s', g and z are cropped independently, even where they are the same frame.
+    """
+    order = [indices[name] for name in ("frame", "goal", "intent", "next_frame")]
+    size = len(order[0])
+    flat = np.concatenate(order)  # (4B,)
+    if crop_pad:
+        assert rng is not None
+        online, rows = 3 * size, np.arange(4 * size)
+        images = _crop(observations, flat, crop_pad, rng)
+    else:
+        first, rows_first = np.unique(flat[: 3 * size], return_inverse=True)
+        only_next = np.setdiff1d(flat[3 * size :], first)
+        taken = np.concatenate([first, only_next])
+        position = np.argsort(taken)
+        rows_next = position[np.searchsorted(taken, flat[3 * size :], sorter=position)]
+        online, rows = len(first), np.concatenate([rows_first.reshape(-1), rows_next])
+        images = observations[taken]
+    frame, goal, intent, next_frame = rows.reshape(4, size)
+    batch = {name: torch.from_numpy(np.asarray(indices[name])) for name in ("frame", "goal", "intent")}
+    batch["observations"] = torch.from_numpy(np.ascontiguousarray(images))
+    batch["rows"] = torch.from_numpy(np.stack([frame, next_frame, goal, intent]).astype(np.int64))
+    batch["online"] = torch.tensor(online)
+    return batch
+
+
+def _crop(frames: np.ndarray, index: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarray:
+    """frames[index] shifted by up to `pad` pixels each way, edges repeated: (N, H, W, 3)."""
+    height, width = frames.shape[1:3]
+    shift = rng.integers(0, 2 * pad + 1, (len(index), 2))
+    padded = np.pad(frames[index], ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="edge")
+    out = np.empty((len(index), *frames.shape[1:]), frames.dtype)
+    for n, (y, x) in enumerate(shift):
+        out[n] = padded[n, y : y + height, x : x + width]
+    return out
+
+
+def frame_array(store: Any, camera: str, cache: Path, limit: int = MEMORY_LIMIT) -> np.ndarray:
+    """All frames of a camera as one uint8 array (F, H, W, 3) for random reads, decoded once, 256 frames at a time.
+
+    In memory up to `limit` bytes; beyond that in the file `cache`, which the kernel pages, so memory stays bounded.
+
+    Args:
+        store: an `EpisodeStore`: `num_frames`, `spec.images`, `frames(camera, start, stop)`.
+    """
+    if camera not in store.spec.images:
+        raise InputError(f"{store.path}: no camera '{camera}'. It has: {', '.join(store.spec.images) or '(none)'}.")
+    shape = (store.num_frames, *store.spec.images[camera].shape)
+    try:
+        if int(np.prod(shape, dtype=np.int64)) <= limit:
+            array = np.empty(shape, np.uint8)
+        else:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            array = np.memmap(cache, np.uint8, "w+", shape=shape)
+        for start in range(0, store.num_frames, 256):
+            stop = min(start + 256, store.num_frames)
+            array[start:stop] = store.frames(camera, start, stop)
+    except OSError as error:
+        raise StoreError(f"{cache}: could not keep the frames of '{camera}': {error.strerror or error}.") from error
+    return array
+
+
+def pretrain(
+    observations: np.ndarray,
+    sampler: Sampler,
+    config: ICVFConfig,
+    seed: int,
+    steps: int,
+    out: str | Path,
+    contract: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    log_every: int = 50,
+    checkpoint_every: int = 500,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Train an ICVF and write `<out>/bundle`, `<out>/metrics.jsonl` and a checkpoint; resumes what `out` holds.
+
+    Args:
+        observations: (F, H, W, 3) uint8 frames (see `frame_array`) or (F, D) float32 states.
+        sampler: indices of s, s', g, z for each step.
+        contract: kept in the bundle, for instance {"camera": ..., "dataset": ...}.
+        progress: called with (done, total, text) at each log.
+
+    Returns:
+        The folder of the value bundle.
+    """
+    out = Path(out)
+    if (observations.dtype == np.uint8) != (observations.ndim == 4):
+        found = f"{observations.dtype} of {observations.ndim} axes"
+        raise InputError(f"Expected uint8 frames (F, H, W, 3) or float32 states (F, D); found {found}.")
+    images = observations.ndim == 4
+    if images and observations.shape[1:] != (*config.encoder.image_size, 3):
+        config = dataclasses.replace(
+            config,
+            encoder=dataclasses.replace(config.encoder, image_size=(observations.shape[1], observations.shape[2])),
+        )
+    learner = ICVF(config, seed, None if images else observations.shape[1], device)
+
+    def batch(step: int) -> dict[str, Tensor]:
+        indices = sampler.sample(step, config.batch_size)
+        rng = philox(seed, step, AUGMENT_STREAM) if config.crop_pad else None
+        crop_pad = config.crop_pad if images else 0
+        return {k: v.to(learner.device) for k, v in gather(observations, indices, crop_pad, rng).items()}
+
+    identity = {
+        "learner": "icvf",
+        "config": dataclasses.asdict(config),
+        "seed": seed,
+        "steps": steps,
+        "data": _signature(observations),
+        "first_batch": {k: np.asarray(v).tolist() for k, v in sampler.sample(0, 8).items()},
+    }
+    run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
+    learner.online.cpu()
+    encoder = learner.online["encoder"] if images else None
+    record = {**(provenance or {}), "seed": seed, "steps": steps}
+    return save_value(
+        out / "bundle",
+        learner.online["heads"],  # type: ignore[arg-type]
+        encoder,  # type: ignore[arg-type]
+        contract or {},
+        dataclasses.asdict(config),
+        record,
+        overwrite=True,
+    )
+
+
+def _signature(array: np.ndarray) -> str:
+    """Tells two datasets apart without reading all frames: shape, and up to 256 evenly spaced rows."""
+    digest = hashlib.sha256(str((array.shape, array.dtype.str)).encode())
+    for row in np.unique(np.linspace(0, len(array) - 1, 256).astype(np.int64)):
+        digest.update(np.ascontiguousarray(array[row]).tobytes())
+    return digest.hexdigest()

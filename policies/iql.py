@@ -1,0 +1,174 @@
+"""IQL, stacked over seeds: V is an upper expectile of Q over dataset actions, the policy is advantage-weighted cloning.
+
+Kostrikov, Nair, Levine 2021 ("Offline Reinforcement Learning with Implicit Q-Learning"). Public versions differ in
+which network each loss reads; this one follows the authors' implicit_q_learning: see `IQL.update`.
+"""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from embodied.contracts.batch import Batch
+from embodied.policies.bundle import unstack
+from embodied.policies.loop import adam, adam_tensors, load_adam, load_module, module_tensors, update_target
+from embodied.policies.losses import advantage_weight, expectile_loss, gaussian_log_prob, td_target
+from embodied.policies.networks import Actor, Critic, Value, clip_actions, generators
+
+
+@dataclasses.dataclass(frozen=True)
+class IQLConfig:
+    """Attributes:
+    discount, expectile, target_update_rate: of value and critic.
+    inverse_temperature: beta in exp(beta * advantage); low clones, high imitates only what went better than expected.
+        It multiplies advantages in units of the normalised reward: change that, and the same number means another thing.
+    max_weight: bound of that weight.
+    learning_rate: of the three Adams; the actor's falls to 0 along a cosine when `cosine_actor`.
+    hidden_sizes: of actor, value and critic.
+    batch_size: B, per seed.
+    reward_normalization: see `normalize_rewards`; `reward_quantiles` belongs to its `quantile`.
+    """
+
+    discount: float = 0.99
+    expectile: float = 0.7
+    inverse_temperature: float = 3.0
+    target_update_rate: float = 0.005
+    max_weight: float = 100.0
+    learning_rate: float = 3e-4
+    cosine_actor: bool = True
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    batch_size: int = 256
+    reward_normalization: str = "none"
+    reward_quantiles: tuple[float, float] = (0.01, 0.99)
+
+
+PRESETS: dict[str, IQLConfig] = {
+    "locomotion": IQLConfig(reward_normalization="return_range"),
+    "antmaze": IQLConfig(expectile=0.9, inverse_temperature=10.0, reward_normalization="minus_one"),
+    "learned-reward": IQLConfig(discount=0.98, expectile=0.8, inverse_temperature=5.0, reward_normalization="quantile"),
+}
+DEFAULT_PRESET = "learned-reward"
+
+
+class IQL:
+    """S learners, one per seed; every tensor carries the stack axis S first."""
+
+    def __init__(
+        self,
+        config: IQLConfig,
+        seeds: Sequence[int],
+        observation_size: int,
+        action_size: int,
+        steps: int,
+        device: str = "cpu",
+    ) -> None:
+        """`steps` is the length of the run: the actor's learning rate ends at 0 there."""
+        self.config = config
+        self.steps = steps
+        self.step = 0
+        draws = generators(seeds)
+        sizes = config.hidden_sizes
+        self.actor = Actor(draws, observation_size, action_size, sizes).to(device)
+        self.critic = Critic(draws, observation_size, action_size, sizes).to(device)
+        self.value = Value(draws, observation_size, sizes).to(device)
+        self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
+        self.actor_optimizer = adam(list(self.actor.parameters()), config.learning_rate)
+        self.critic_optimizer = adam(list(self.critic.parameters()), config.learning_rate)
+        self.value_optimizer = adam(list(self.value.parameters()), config.learning_rate)
+
+    def value_loss(self, batch: Batch, q: Tensor) -> tuple[Tensor, Tensor]:
+        """(S,) mean expectile loss of q - V(s), and V(s) (S, B). `q`: min of the target critics, (S, B)."""
+        value = self.value(batch["observations"])
+        return expectile_loss(q - value, self.config.expectile).mean(-1), value
+
+    def actor_loss(self, batch: Batch, advantage: Tensor) -> tuple[Tensor, Tensor]:
+        """(S,) -mean[min(exp(beta A), max_weight) log pi(a|s)], and the weights (S, B)."""
+        weight = advantage_weight(advantage, self.config.inverse_temperature, self.config.max_weight)
+        mean, log_std = self.actor(batch["observations"])
+        return -(weight * gaussian_log_prob(mean, log_std, clip_actions(batch["actions"]))).mean(-1), weight
+
+    def critic_loss(self, batch: Batch, next_value: Tensor) -> Tensor:
+        """(S,) mean over B of sum over critics of (Q - r - discount * mask * V(s'))^2. `next_value`: (S, B)."""
+        y = td_target(batch["rewards"], batch["masks"], next_value, self.config.discount)  # (S, B)
+        q = self.critic(batch["observations"], clip_actions(batch["actions"]))  # (S, E, B)
+        return (q - y.unsqueeze(1)).square().mean(-1).sum(-1)
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """One step, in the authors' order.
+
+        1. value: reads the target critic (of the last step).
+        2. actor: reads the target critic (of the last step) and the value *after* 1.
+        3. critic: reads the value after 1; there is no target value.
+        4. target critic: towards the critic after 3.
+        """
+        with torch.no_grad():
+            q = self.target_critic(batch["observations"], clip_actions(batch["actions"])).amin(1)  # (S, B)
+        value_loss, value = self.value_loss(batch, q)
+        _descend(self.value_optimizer, value_loss)
+        with torch.no_grad():
+            new_value = self.value(batch["observations"])
+            next_value = self.value(batch["next_observations"])
+        advantage = q - new_value
+        actor_loss, weight = self.actor_loss(batch, advantage)
+        if self.config.cosine_actor:
+            fraction = min(self.step / self.steps, 1.0)
+            self.actor_optimizer.param_groups[0]["lr"] = (
+                self.config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * fraction))
+            )
+        _descend(self.actor_optimizer, actor_loss)
+        critic_loss = self.critic_loss(batch, next_value)
+        _descend(self.critic_optimizer, critic_loss)
+        update_target(self.target_critic, self.critic, self.config.target_update_rate)
+        self.step += 1
+        return {
+            "value_loss": value_loss.detach(),
+            "actor_loss": actor_loss.detach(),
+            "critic_loss": critic_loss.detach(),
+            "value": value.detach().mean(-1),
+            "advantage": advantage.mean(-1),
+            "weight": weight.mean(-1),
+        }
+
+    def actor_state(self, index: int) -> dict[str, Tensor]:
+        """The actor of one seed, as a bundle takes it."""
+        return unstack(self.actor.state_dict(), index)
+
+    def _modules(self) -> dict[str, torch.nn.Module]:
+        return {
+            "actor": self.actor,
+            "critic": self.critic,
+            "value": self.value,
+            "target_critic": self.target_critic,
+        }
+
+    def _optimizers(self) -> dict[str, torch.optim.Adam]:
+        return {
+            "actor_optimizer": self.actor_optimizer,
+            "critic_optimizer": self.critic_optimizer,
+            "value_optimizer": self.value_optimizer,
+        }
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {"step": torch.tensor(self.step)}
+        for name, module in self._modules().items():
+            state |= module_tensors(name, module)
+        for name, optimizer in self._optimizers().items():
+            state |= adam_tensors(name, optimizer)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.step = int(state["step"])
+        for name, module in self._modules().items():
+            load_module(name, module, state)
+        for name, optimizer in self._optimizers().items():
+            load_adam(name, optimizer, state)
+
+
+def _descend(optimizer: torch.optim.Adam, loss: Tensor) -> None:
+    """One step on the sum over seeds: the gradient of each seed's network is that of its own loss."""
+    optimizer.zero_grad()
+    loss.sum().backward()
+    optimizer.step()

@@ -1,0 +1,205 @@
+"""The training loop: metrics, checkpoints, exact resume, refusal of NaN. Knows no algorithm.
+
+A run folder holds `metrics.jsonl` (one line per log, means since the last line) and `checkpoint.safetensors` (tensors,
+with the run's identity and step as JSON in its header), each written whole. The batch of step k depends on (seed, k)
+only, so a killed run goes on from its checkpoint to the very weights of an uninterrupted one, on a CPU with the same
+packages.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from embodied.contracts.errors import ConfigError, TrainingError
+from embodied.contracts.provenance import hash_json
+
+Progress = Callable[[int, int, str], None]  # done, total, text
+
+
+class Trainable(Protocol):
+    """What the loop drives: tensors in, tensors out, all state in one flat dict."""
+
+    def update(self, batch: Any) -> Mapping[str, Tensor]: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+
+
+def philox(seed: int, step: int, stream: int = 0) -> np.random.Generator:
+    """The generator of one step: the same after a resume, whatever was drawn before. Streams do not overlap."""
+    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, stream]))
+
+
+def run_loop(
+    learner: Trainable,
+    batch: Callable[[int], Any],
+    steps: int,
+    out: Path,
+    identity: Mapping[str, Any],
+    log_every: int = 100,
+    checkpoint_every: int = 1000,
+    progress: Progress | None = None,
+    threads: int = 1,
+) -> bool:
+    """Train `learner` for `steps` updates, going on from the checkpoint in `out` where there is one.
+
+    Args:
+        batch: step (from 0) -> what `learner.update` takes.
+        identity: JSON-able; a checkpoint of another identity is refused.
+        log_every: steps between two lines of metrics.
+        checkpoint_every: steps between two checkpoints; rounded up to a multiple of `log_every`.
+        threads: torch threads of this process. With two, a second busy process makes CPU training tens of times slower.
+
+    Returns:
+        True if the run was resumed.
+
+    Raises:
+        TrainingError: a loss is not finite: the step, the seed, the last good checkpoint. ConfigError: other identity.
+    """
+    if steps < 1 or log_every < 1 or checkpoint_every < 1:
+        raise ConfigError("steps, log_every and checkpoint_every must be at least 1.")
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(threads)
+    checkpoint = out / "checkpoint.safetensors"
+    checkpoint_every = -(-checkpoint_every // log_every) * log_every
+    start = _resume(learner, checkpoint, hash_json(identity))
+    _cut_metrics(out / "metrics.jsonl", start)
+    sums: dict[str, Tensor] = {}
+    bad_step: Tensor | None = (
+        None  # (S,) first step with a loss that is not finite; read at logs only: no sync per step
+    )
+    if progress:
+        progress(start, steps, "resumed" if start else "")
+    for step in range(start, steps):
+        metrics = learner.update(batch(step))
+        for name, value in metrics.items():
+            sums[name] = sums[name] + value if name in sums else value.clone()
+        total = torch.stack([value.reshape(-1) for value in metrics.values()]).sum(0)  # (S,)
+        bad_now = torch.where(torch.isfinite(total), steps, step)
+        bad_step = bad_now if bad_step is None else torch.minimum(bad_step, bad_now)
+        done = step + 1
+        if done % log_every and done < steps:
+            continue
+        assert bad_step is not None
+        if int(bad_step.min()) < steps:
+            raise _not_finite(bad_step, checkpoint)
+        count = done % log_every or log_every
+        row = {name: np.round((value / count).double().tolist(), 7).tolist() for name, value in sums.items()}
+        sums = {}
+        with open(out / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": done, **row}) + "\n")
+        if done % checkpoint_every == 0 or done == steps:
+            _save(learner, checkpoint, done, identity)
+        if progress:
+            progress(done, steps, " ".join(f"{name} {np.mean(value):.3g}" for name, value in row.items()))
+    return start > 0
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`; a last line cut by a kill is left out."""
+    rows = []
+    if (out / "metrics.jsonl").exists():
+        for line in (out / "metrics.jsonl").read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+def module_tensors(prefix: str, module: torch.nn.Module) -> dict[str, Tensor]:
+    """The parameters of a module as `prefix.name` -> tensor."""
+    return {f"{prefix}.{name}": value for name, value in module.state_dict().items()}
+
+
+def load_module(prefix: str, module: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Inverse of `module_tensors`."""
+    module.load_state_dict({k.removeprefix(prefix + "."): v for k, v in state.items() if k.startswith(prefix + ".")})
+
+
+def adam(parameters: list[torch.nn.Parameter], learning_rate: float, epsilon: float = 1e-8) -> torch.optim.Adam:
+    """Fused Adam, betas 0.9 and 0.999. Element-wise, so a stack trains as its entries would alone."""
+    return torch.optim.Adam(parameters, lr=learning_rate, eps=epsilon, fused=True)
+
+
+def adam_tensors(prefix: str, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    """Moments and step count, as `prefix.index.name`; empty before the first step."""
+    parameters = optimizer.param_groups[0]["params"]
+    return {
+        f"{prefix}.{i}.{name}": optimizer.state[p][name]
+        for i, p in enumerate(parameters)
+        for name in ("step", "exp_avg", "exp_avg_sq")
+        if p in optimizer.state
+    }
+
+
+def load_adam(prefix: str, optimizer: torch.optim.Adam, state: Mapping[str, Tensor]) -> None:
+    """Inverse of `adam_tensors`."""
+    for i, p in enumerate(optimizer.param_groups[0]["params"]):
+        moments = {name: torch.empty_like(p).copy_(state[f"{prefix}.{i}.{name}"]) for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[p] = {"step": state[f"{prefix}.{i}.step"].clone().to(p.device), **moments}
+
+
+@torch.no_grad()
+def update_target(target: torch.nn.Module, online: torch.nn.Module, rate: float) -> None:
+    """target <- (1 - rate) target + rate online, in place."""
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+
+
+def _save(learner: Trainable, path: Path, step: int, identity: Mapping[str, Any]) -> None:
+    tensors = {name: value.detach().cpu().contiguous() for name, value in learner.state_dict().items()}
+    record = json.dumps({"step": step, "identity_hash": hash_json(identity), "identity": dict(identity)})
+    partial = path.with_suffix(".partial")
+    try:
+        save_file(tensors, partial, metadata={"embodied": record})
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own class
+        partial.unlink(missing_ok=True)
+        raise TrainingError(f"{path}: could not write the checkpoint: {error}.") from error
+
+
+def _resume(learner: Trainable, path: Path, identity_hash: str) -> int:
+    """Load the checkpoint, if any; the number of steps done."""
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, framework="pt") as file:
+            record = json.loads((file.metadata() or {})["embodied"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}.\nRemove it to start from the first step.") from error
+    if record["identity_hash"] != identity_hash:
+        raise ConfigError(
+            f"{path.parent} holds a run with another configuration, other seeds or other data.\n"
+            "Choose another output folder, or remove this one."
+        )
+    learner.load_state_dict(tensors)
+    return int(record["step"])
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop lines after the checkpoint: the resumed run writes them again."""
+    rows = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    partial.rename(path)
+
+
+def _not_finite(bad_step: Tensor, checkpoint: Path) -> TrainingError:
+    seed = int(bad_step.argmin())
+    where = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+    return TrainingError(
+        f"The loss of seed number {seed} is not finite at step {int(bad_step.min()) + 1}; {where}.\n"
+        "Lower the learning rate or the inverse temperature, or look for extreme labels (`embodied data info`)."
+    )

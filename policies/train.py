@@ -1,0 +1,195 @@
+"""Train a learner on transitions, many seeds in one process, and write one bundle per seed."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embodied.contracts.batch import Batch
+from embodied.contracts.errors import ConfigError, InputError, suggest
+from embodied.policies import bc, iql
+from embodied.policies.bundle import PolicyContract, save_policy
+from embodied.policies.loop import Progress, philox, run_loop
+from embodied.policies.networks import ImageEncoder
+from embodied.policies.normalize import normalize_rewards
+
+BLOCK = 64  # steps whose indices are drawn at once, per seed
+
+# name -> learner, its configuration, its presets, the preset used when none is named
+LEARNERS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
+    "bc": (bc.BC, bc.BCConfig, bc.PRESETS, bc.DEFAULT_PRESET),
+    "iql": (iql.IQL, iql.IQLConfig, iql.PRESETS, iql.DEFAULT_PRESET),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransitionData:
+    """Transitions as indices into frames, resident in memory.
+
+    Attributes:
+        observations: (F, D) float32, normalised: low-dimensional keys, then embeddings, in the contract's order.
+        actions: (F, A) float32 in [-1, 1].
+        frame, next_frame: (N,) int64 rows of the arrays above.
+        reward: (N,) float32 as labelled; the learner's configuration says how it is normalised.
+        masks: (N,) float32, 1 - terminated.
+        episode: (N,) int64; needed by reward normalisation `return_range` only.
+    """
+
+    observations: np.ndarray
+    actions: np.ndarray
+    frame: np.ndarray
+    next_frame: np.ndarray
+    reward: np.ndarray
+    masks: np.ndarray
+    episode: np.ndarray | None = None
+
+    def check(self) -> None:
+        """Raise InputError unless shapes agree, indices are rows, and everything is finite."""
+        if len(self.frame) == 0:
+            raise InputError("There is no transition to train on.")
+        if len(self.observations) != len(self.actions) or self.observations.ndim != 2 or self.actions.ndim != 2:
+            raise InputError(
+                f"Observations {self.observations.shape} and actions {self.actions.shape} must be (F, D) and (F, A)."
+            )
+        for name in ("next_frame", "reward", "masks", "episode"):
+            value = getattr(self, name)
+            if value is not None and value.shape != self.frame.shape:
+                raise InputError(f"'{name}' has shape {value.shape}; there are {len(self.frame)} transitions.")
+        for name in ("frame", "next_frame"):
+            value = getattr(self, name)
+            if value.min() < 0 or value.max() >= len(self.observations):
+                raise InputError(f"'{name}' points outside the {len(self.observations)} frames.")
+        for name in ("observations", "actions", "reward", "masks"):
+            value = getattr(self, name)
+            if not np.isfinite(value).all():
+                row = int(np.argwhere(~np.isfinite(value))[0][0])
+                raise InputError(f"'{name}' holds NaN or inf in row {row}. Mend or drop it in the source.")
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, shapes and bytes."""
+        digest = hashlib.sha256()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None:
+                digest.update(f"{field.name}{value.shape}{value.dtype}".encode())
+                digest.update(np.ascontiguousarray(value).data)
+        return digest.hexdigest()
+
+
+def make_config(learner: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Any:
+    """The configuration of a learner: a preset, some fields replaced. ConfigError on an unknown name, with a hint."""
+    _, config_class, presets, default = _find(learner)
+    preset = preset or default
+    if preset not in presets:
+        raise ConfigError(f"Unknown preset '{preset}' of {learner}.{suggest(preset, presets)}")
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    for key in overrides or {}:
+        if key not in fields:
+            raise ConfigError(f"Unknown setting '{key}' of {learner}.{suggest(key, fields)}")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in (overrides or {}).items()}
+    return dataclasses.replace(presets[preset], **values)
+
+
+def train(
+    learner_name: str,
+    data: TransitionData,
+    config: Any,
+    seeds: Sequence[int],
+    steps: int,
+    out: str | Path,
+    contract: PolicyContract | None = None,
+    encoder: ImageEncoder | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    log_every: int = 100,
+    checkpoint_every: int = 1000,
+    progress: Progress | None = None,
+    device: str = "cpu",
+) -> Path:
+    """Train `seeds` together for `steps` updates; resumes what `out` holds.
+
+    Args:
+        config: of the learner's own class, see `make_config`.
+        contract, encoder: written into the bundles. Without a contract no bundle is written.
+        provenance: dataset fingerprint, label set and so on; seed, steps and reward normalisation are added.
+        progress: called with (done, total, text) at each log.
+
+    Returns:
+        `<out>/train.json`, which lists the bundles `<out>/seed_000/` ... and names `metrics.jsonl`.
+
+    Raises:
+        ConfigError, InputError: before anything is trained. TrainingError: the loss is not finite.
+    """
+    out = Path(out)
+    learner_class, config_class, _, _ = _find(learner_name)
+    if not isinstance(config, config_class):
+        raise ConfigError(f"{learner_name} takes a {config_class.__name__}; found {type(config).__name__}.")
+    seeds = [int(seed) for seed in seeds]
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ConfigError(f"Seeds must be distinct non-negative numbers; found {seeds}.")
+    data.check()
+    reward, reward_record = data.reward, {"method": "unused"}
+    if hasattr(config, "reward_normalization"):
+        reward, reward_record = normalize_rewards(
+            data.reward, config.reward_normalization, data.episode, config.reward_quantiles
+        )
+    learner = learner_class(config, seeds, data.observations.shape[1], data.actions.shape[1], steps, device)
+    batch = batch_sampler(data, reward, seeds, config.batch_size, device)
+    identity = {
+        "learner": learner_name,
+        "config": dataclasses.asdict(config),
+        "seeds": seeds,
+        "steps": steps,
+        "data": data.fingerprint(),
+    }
+    run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
+    names = [f"seed_{seed:03d}" for seed in seeds] if contract else []
+    for index, (seed, name) in enumerate(zip(seeds, names, strict=False)):
+        assert contract is not None
+        record = {**(provenance or {}), "seed": seed, "steps": steps, "reward_normalization": reward_record}
+        settings = {"algorithm": learner_name, **dataclasses.asdict(config)}
+        save_policy(out / name, learner.actor_state(index), contract, settings, record, encoder, overwrite=True)
+    summary = {**identity, "reward_normalization": reward_record, "bundles": names, "metrics": "metrics.jsonl"}
+    partial = out / "train.json.partial"
+    partial.write_text(json.dumps(summary, indent=2) + "\n")
+    return partial.rename(out / "train.json")
+
+
+def batch_sampler(
+    data: TransitionData, reward: np.ndarray, seeds: Sequence[int], batch_size: int, device: str = "cpu"
+) -> Callable[[int], Batch]:
+    """step -> batch (S, B, ...): each seed draws its own uniform transitions, a function of (seed, step) alone."""
+    observations = torch.as_tensor(data.observations, dtype=torch.float32, device=device)
+    actions = torch.as_tensor(data.actions, dtype=torch.float32, device=device)
+    frame, next_frame = torch.as_tensor(data.frame, device=device), torch.as_tensor(data.next_frame, device=device)
+    rewards = torch.as_tensor(reward, dtype=torch.float32, device=device)
+    masks = torch.as_tensor(data.masks, dtype=torch.float32, device=device)
+    block: dict[int, Tensor] = {}
+
+    def batch(step: int) -> Batch:
+        number = step // BLOCK
+        if number not in block:
+            block.clear()
+            draws = [philox(seed, number).integers(len(data.frame), size=(BLOCK, batch_size)) for seed in seeds]
+            block[number] = torch.as_tensor(np.stack(draws, 1), device=device)  # (BLOCK, S, B)
+        i = block[number][step % BLOCK]  # (S, B)
+        return {
+            "observations": observations[frame[i]],
+            "actions": actions[frame[i]],
+            "rewards": rewards[i],
+            "masks": masks[i],
+            "next_observations": observations[next_frame[i]],
+        }
+
+    return batch
+
+
+def _find(learner: str) -> tuple[Any, Any, dict[str, Any], str]:
+    if learner not in LEARNERS:
+        raise ConfigError(f"Unknown learner '{learner}'.{suggest(learner, LEARNERS)}")
+    return LEARNERS[learner]
