@@ -9,10 +9,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from embodied.sim.robosuite_lift import JOINT_SCALE, LiftEnv
+from embodied.sim.robosuite_lift import JOINT_SCALE, TABLE_HEIGHT, LiftEnv
 
 HOVER = 0.10  # height above the cube from which to descend [m]
 ALIGNED = 0.012  # horizontal error below which the hand descends [m]
+CUBE_REST = 0.821  # height of the cube's centre on the table [m]
 LIFTED = 0.18  # height above the table to carry the cube to [m]
 MAX_STEP = 0.03  # largest hand motion per control step [m]
 DAMPING = 0.02  # of the least squares
@@ -23,28 +24,31 @@ class Behaviour:
     """How an episode is driven.
 
     Attributes:
-        offset: the hand aims this far beside the cube, in a random direction [m].
+        offset: where the hand aims beside the cube, in the table's frame [m]: a hand-eye calibration that is off.
         noise: standard deviation of the correlated disturbance on the hand's motion, in steps of MAX_STEP.
         slip: probability per step that the gripper command is flipped for three steps.
+        drop_height: the gripper opens when it has carried the cube this far up [m]; infinite: never.
         aimless: the hand wanders between random points and never looks at the cube.
         speed: factor on MAX_STEP.
     """
 
-    offset: float = 0.0
-    noise: float = 0.0
+    offset: tuple[float, float] = (0.0, 0.0)
+    noise: float = 0.15
     slip: float = 0.0
+    drop_height: float = np.inf
     aimless: bool = False
     speed: float = 1.0
 
 
-# A minority succeeds; the rest miss, fumble or wander, as unlabelled recordings do.
+# A minority succeeds; the rest miss, drop, fumble or wander, as unlabelled recordings do.
 BEHAVIOURS: dict[str, Behaviour] = {
-    "expert": Behaviour(noise=0.15),
-    "miss": Behaviour(offset=0.06, noise=0.2),
-    "fumble": Behaviour(noise=0.6, slip=0.15, speed=0.8),
-    "wander": Behaviour(aimless=True, noise=0.3, slip=0.05),
+    "expert": Behaviour(),
+    "miss": Behaviour(offset=(0.01, 0.06)),
+    "drop": Behaviour(drop_height=0.003, speed=0.35),
+    "fumble": Behaviour(noise=0.5, slip=0.15, speed=0.8),
+    "wander": Behaviour(noise=0.3, slip=0.05, aimless=True),
 }
-MIXTURE: dict[str, float] = {"expert": 0.25, "miss": 0.30, "fumble": 0.20, "wander": 0.25}
+MIXTURE: dict[str, float] = {"expert": 0.20, "miss": 0.35, "drop": 0.10, "fumble": 0.15, "wander": 0.20}
 
 
 class ScriptedPolicy:
@@ -65,10 +69,9 @@ class ScriptedPolicy:
         if name == "mixed":
             name = str(self._rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
         self._behaviour = BEHAVIOURS[name]
-        angle = self._rng.uniform(-np.pi, np.pi)
-        self._offset = self._behaviour.offset * np.array([np.cos(angle), np.sin(angle), 0.0])
+        self._offset = np.array([*self._behaviour.offset, 0.0])
         self._disturbance = np.zeros(3)
-        self._flipped, self._closing, self._point = 0, 0, None
+        self._flipped, self._closing, self._opening, self._point = 0, 0, 0, None
         return name
 
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -96,9 +99,13 @@ class ScriptedPolicy:
         relative = aim - hand
         horizontal = np.linalg.norm(relative[:2])
         self._closing = self._closing + 1 if opening < 0.06 else 0
+        if env.data.xpos[env.cube_body][2] - CUBE_REST > self._behaviour.drop_height:
+            self._opening = 4
+        if self._opening:
+            self._opening -= 1
+            return np.zeros(3), False
         if self._closing >= 2 and (self._closing < 14 or env.grasped()):
-            lift_to = 0.8 + LIFTED
-            return np.array([0.0, 0.0, np.clip(lift_to - hand[2], -MAX_STEP, MAX_STEP)]), True
+            return np.array([0.0, 0.0, np.clip(TABLE_HEIGHT + LIFTED - hand[2], -MAX_STEP, MAX_STEP)]), True
         if self._closing >= 14:  # nothing in the hand after lifting: try again
             return np.array([0.0, 0.0, MAX_STEP]), False
         if horizontal < ALIGNED and relative[2] > -0.01:
