@@ -213,8 +213,8 @@ class MujocoRobot:
             (FAULT_TOPIC, messages.STRING, DEFAULT),
         ):
             transport.subscriber(topic, kind, qos, lambda data, at, topic=topic: self._inbox.append((topic, data, at)))
-        self._simulated, self._ticks, self._fault = clock(), 0, "none"
-        self._frozen: tuple[np.ndarray, np.ndarray] | None = None
+        self._simulated, self._fault = clock(), "none"
+        self._due: dict[str, float] = {}
         self.counts = {"accepted": 0, "rejected": 0, "skipped_s": 0.0}
         self._last_reset: Any = None
         self._publish_status()
@@ -232,7 +232,6 @@ class MujocoRobot:
                 log.warning("%s: %s", topic, error)
         self._catch_up(self._clock())
         self._publish()
-        self._ticks += 1
 
     def _catch_up(self, now: float) -> None:
         if now - self._simulated > _MAX_BEHIND:
@@ -255,7 +254,7 @@ class MujocoRobot:
             fault = messages.read_json(data).get("fault")
             if fault not in FAULTS:
                 raise InputError(f"fault '{fault}' is none of {', '.join(FAULTS)}")
-            self._fault, self._frozen = fault, self.arm.joint_state()
+            self._fault = fault
         elif self._fault == "reject_commands":
             self.counts["rejected"] += 1
         else:
@@ -273,16 +272,21 @@ class MujocoRobot:
             if self._fault == "nan_state":
                 position = position * np.nan
             self._states.write(messages.joint_state(stamp, self.arm.names, position, velocity))
-        if self._ticks % max(1, round(rates.joint_states_hz / rates.poses_hz)) == 0:
+        if self._is_due("poses", rates.poses_hz):
             for name, publisher in self._poses.items():
                 publisher.write(messages.pose_stamped(stamp, "world", *self.arm.pose(name)))
-        if (
-            self._ticks % max(1, round(rates.joint_states_hz / rates.cameras_hz)) == 0
-            and self._fault != "freeze_cameras"
-        ):
+        if self._is_due("cameras", rates.cameras_hz) and self._fault != "freeze_cameras":
             for name, publisher in self._cameras.items():
                 if publisher.matched:
                     publisher.write(messages.image(stamp, f"{name}_optical_frame", self.arm.render(name)))
+
+    def _is_due(self, what: str, hz: float) -> bool:
+        """By simulated time, so that a late tick does not stretch the average period."""
+        now, due = self._simulated, self._due.get(what, self._simulated)
+        if now < due - self.arm.control_dt:
+            return False
+        self._due[what] = max(due, now - 1 / hz) + 1 / hz
+        return True
 
     def _publish_status(self) -> None:
         self._status.write(messages.json_string({"reset": self._last_reset, **self.counts}))

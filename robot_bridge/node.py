@@ -109,6 +109,7 @@ def run_process(
     """Parse flags, run `main` until SIGTERM, and exit: 0, or 2 with the message of an EmbodiedError."""
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)
     try:
         main(options, load_profile(options.profile), Stop(options.parent))
     except EmbodiedError as error:

@@ -197,7 +197,8 @@ class PolicyNode:
         stamp = stamp if self._trigger else joints.stamp_ns
         limits = self._profile.policy
         oldest = min((image[0] for image in images.values()), default=now)
-        if now - oldest > limits.image_timeout * 1e9 or now - joints.stamp_ns > limits.joint_timeout * 1e9:
+        newest = stamp if self._trigger else now
+        if now - oldest > limits.image_timeout * 1e9 or newest - joints.stamp_ns > limits.joint_timeout * 1e9:
             self.counts["stale"] += 1
             return False
         if not self._pacer.due(stamp):
@@ -226,7 +227,7 @@ class PolicyNode:
             "joint_target": self._targets.current,
         }
         observation = {key: values[key].astype(np.float32) for key in self._policy.observation_spec}
-        observation |= {f"images/{camera}": np.ascontiguousarray(image) for camera, image in images.items()}
+        observation |= {f"images/{camera}": np.array(image) for camera, image in images.items()}
         targets = self._targets.apply(self._policy.act(observation), position)
         self._sequence += 1
         self.counts["chunks"] += 1

@@ -80,7 +80,8 @@ class Policy:
     """How the policy process builds observations and targets.
 
     Attributes:
-        image_timeout, joint_timeout: it publishes nothing from older observations [s].
+        image_timeout: it publishes nothing from an older image [s].
+        joint_timeout: nor when the joint state is older than the image (than now, without images) by this much [s].
         max_lead: a target stays this close to the measured joint [rad]; use what the training data used.
     """
 

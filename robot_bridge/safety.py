@@ -98,7 +98,7 @@ class SafetyFilter:
         self._chunk: tuple[str, int] | None = None
         self._hold_since, self._resumable = -np.inf, False
         self._clamps_in_row, self._error_since = 0, np.inf
-        self._ticks, self._events = 0, []
+        self._since_sent, self._events = 0, []
 
     # ---- inputs
 
@@ -207,6 +207,7 @@ class SafetyFilter:
                 return self._reject(fault)
         self._reference = self._timeline(chunk, positions, now)
         self._chunk = (chunk.run, chunk.sequence)
+        self._since_sent = self.config.command_every  # send at the next tick
         self._deadline = self._reference.times[-1] + self.config.chunk_timeout
         if resuming:
             self._change(State.RUNNING, "a chunk came again")
@@ -254,8 +255,7 @@ class SafetyFilter:
     # ---- the tick
 
     def tick(self, now: float) -> Tick:
-        """Watch the deadlines, move one tick, and every `command_every` ticks plan what to send."""
-        self._ticks += 1
+        """Watch the deadlines, move one tick, and every `command_every` ticks, or at a new chunk, plan what to send."""
         self._watch(now)
         plan = None
         if self.motion is not None and self.state is not State.INACTIVE:
@@ -325,8 +325,10 @@ class SafetyFilter:
         self.motion = after
         if self.state is State.ESTOP and before.at_rest:
             return None
-        if self._ticks % self.config.command_every:
+        self._since_sent += 1
+        if self._since_sent < self.config.command_every:
             return None
+        self._since_sent = 0
         count = 2 * self.config.command_every - 1 if following else 0
         targets = [self._target(now + (k + 2) * self.filter.dt)[0] for k in range(count)]
         return self.filter.plan(after, targets, self.config.command_every)

@@ -15,7 +15,6 @@ out  /bridge/event           String (JSON)     state changes and refusals; latch
 
 import argparse
 import collections
-import gc
 import logging
 import time
 from collections.abc import Callable
@@ -183,7 +182,6 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     transport = open_transport("safety", options)
     node = SafetyNode(profile, transport)
     rate = node.rate = Rate(profile.safety.rate_hz)
-    gc.freeze()
     log.info("ready: %s, %g Hz", profile.name, profile.safety.rate_hz)
     try:
         while not rate.sleep(stop):
