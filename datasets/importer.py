@@ -8,7 +8,7 @@ from typing import Any
 
 from embodied.contracts.errors import InputError, suggest
 from embodied.contracts.provenance import hash_file, provenance
-from embodied.datasets import read_d4rl, read_robomimic
+from embodied.datasets import read_d4rl, read_robomimic, read_rosbag
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.write_store import StoreWriter
 
@@ -16,6 +16,7 @@ from embodied.datasets.write_store import StoreWriter
 FORMATS: dict[str, ModuleType] = {
     "robomimic": read_robomimic,
     "d4rl": read_d4rl,
+    "rosbag2": read_rosbag,
 }
 
 
@@ -47,14 +48,19 @@ def import_dataset(
     recording = FORMATS[name].read(path, options or {})
     record = provenance(
         "data import",
-        {"format": name, "options": dict(options or {})},
+        {"format": name, "options": {key: str(value) for key, value in (options or {}).items()}},
         {"source": hash_source(path)},
         source_attributes=recording.attributes,
     )
     writer = StoreWriter(destination, recording.spec, record, source=str(path), licence=licence)
     for index in range(recording.num_episodes):
-        if not writer.has(index):
-            writer.write_episode(index, recording.load(index))
+        try:
+            if not writer.has(index):
+                writer.write_episode(index, recording.load(index))
+        except InputError:
+            # Resuming would meet the same episode again, and a mended source is another one.
+            writer.abandon()
+            raise
         progress(index + 1, recording.num_episodes, "importing")
     return writer.finish(recording.num_episodes)
 

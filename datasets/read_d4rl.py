@@ -58,8 +58,8 @@ def read(path: Path, options: Mapping[str, Any]) -> Source:
 
 def _load(
     path: Path,
-    arrays: dict[str, h5py.Dataset],
-    privileged: dict[str, h5py.Dataset],
+    arrays: dict[str, Any],
+    privileged: dict[str, Any],
     index: int,
     bounds: tuple[int, int],
     ends_task: bool,
@@ -106,7 +106,7 @@ def _episodes(terminals: np.ndarray, timeouts: np.ndarray, has_next: bool) -> tu
     return [(a, b) for a, b in pairs if b - a > 1 or has_next or terminals[b - 1]], left_over
 
 
-def _spec(file: h5py.File, infos: dict[str, str]) -> DatasetSpec:
+def _spec(file: Any, infos: dict[str, str]) -> DatasetSpec:
     observations = file["observations"]
     pictures = is_image(observations.shape, observations.dtype)
     vectors = {} if pictures else {"observation": ArraySpec(tuple(observations.shape[1:]))}
@@ -121,7 +121,7 @@ def _spec(file: h5py.File, infos: dict[str, str]) -> DatasetSpec:
     )
 
 
-def _infos(file: h5py.File) -> dict[str, str]:
+def _infos(file: Any) -> dict[str, str]:
     """Key in the store -> numeric per-step array below `infos/`. `infos/qpos` becomes `info_qpos`, privileged."""
     steps = len(file["actions"])
     return {
@@ -131,7 +131,7 @@ def _infos(file: h5py.File) -> dict[str, str]:
     }
 
 
-def _check_lengths(path: Path, file: h5py.File) -> None:
+def _check_lengths(path: Path, file: Any) -> None:
     if missing := [key for key in (*REQUIRED, "terminals") if key not in file]:
         raise InputError(f"{path} is not in D4RL's layout: it lacks {', '.join(missing)}.")
     names = (*REQUIRED, "terminals", "timeouts", "rewards", "next_observations")

@@ -61,7 +61,7 @@ def read(path: Path, options: Mapping[str, Any]) -> Source:
     return Source(spec, len(demos), lambda index: _load(path, file, demos[index], spec), attributes)
 
 
-def _load(path: Path, file: h5py.File, demo: str, spec: DatasetSpec) -> Episode:
+def _load(path: Path, file: Any, demo: str, spec: DatasetSpec) -> Episode:
     with readable(path):
         group = file[f"data/{demo}"]
         source_id = f"{path.name}/{demo}"
@@ -91,14 +91,14 @@ def _load(path: Path, file: h5py.File, demo: str, spec: DatasetSpec) -> Episode:
         )
 
 
-def _observation(group: h5py.Group, key: str, rows: int) -> np.ndarray:
+def _observation(group: Any, key: str, rows: int) -> np.ndarray:
     observation = group[f"obs/{key}"][:]
     if "next_obs" not in group or len(observation) >= rows:
         return observation
     return with_final_row(observation, group[f"next_obs/{key}"][-1] if key in group["next_obs"] else None)
 
 
-def _instruction(group: h5py.Group) -> str:
+def _instruction(group: Any) -> str:
     """Some makers keep the task's words in the demo's attributes; robomimic itself has no field for them."""
     for key in ("instruction", "language_instruction", "lang"):
         if key in group.attrs:
@@ -106,13 +106,13 @@ def _instruction(group: h5py.Group) -> str:
     return ""
 
 
-def _demos(file: h5py.File) -> list[str]:
+def _demos(file: Any) -> list[str]:
     """Demo groups by number: demo_2 before demo_10."""
     numbers = {name: re.fullmatch(r"demo_(\d+)", name) for name in file.get("data", {})}
     return sorted((n for n, m in numbers.items() if m), key=lambda n: int(n.removeprefix("demo_")))
 
 
-def _environment(file: h5py.File) -> dict[str, Any]:
+def _environment(file: Any) -> dict[str, Any]:
     text = as_text(file["data"].attrs.get("env_args", "{}"))
     try:
         return json.loads(text)
@@ -120,7 +120,7 @@ def _environment(file: h5py.File) -> dict[str, Any]:
         return {"unreadable": text}
 
 
-def _filter_keys(file: h5py.File, demos: list[str]) -> dict[str, list[int]]:
+def _filter_keys(file: Any, demos: list[str]) -> dict[str, list[int]]:
     """`mask/<name>` -> episode numbers."""
     number = {demo: index for index, demo in enumerate(demos)}
     return {
@@ -129,9 +129,7 @@ def _filter_keys(file: h5py.File, demos: list[str]) -> dict[str, list[int]]:
     }
 
 
-def _observation_specs(
-    path: Path, demo: h5py.Group
-) -> tuple[dict[str, ArraySpec], dict[str, ArraySpec], dict[str, str]]:
+def _observation_specs(path: Path, demo: Any) -> tuple[dict[str, ArraySpec], dict[str, ArraySpec], dict[str, str]]:
     if "obs" not in demo:
         raise InputError(
             f"{path}: {demo.name} has no 'obs', only simulator states.\n"
@@ -150,6 +148,6 @@ def _observation_specs(
     return observations, images, skipped
 
 
-def _early_dones(file: h5py.File, demos: list[str]) -> int:
+def _early_dones(file: Any, demos: list[str]) -> int:
     """Demos with a done before their last step."""
     return sum(bool(np.any(file[f"data/{d}/dones"][:-1])) for d in demos if "dones" in file[f"data/{d}"])

@@ -37,7 +37,7 @@ def is_hdf5(path: Path) -> bool:
     return path.is_file() and bool(h5py.is_hdf5(path))
 
 
-def open_hdf5(path: Path) -> h5py.File:
+def open_hdf5(path: Path) -> Any:  # h5py.File, whose items are typed as a union that no use satisfies
     """An HDF5 file for reading. Raises InputError where it is truncated or damaged.
 
     Readers keep it open while they load: HDF5's cache of decoded chunks lives as long as file and dataset object, and a

@@ -101,6 +101,10 @@ class StoreWriter:
         shutil.rmtree(self.staging)
         return EpisodeStore(self.path)
 
+    def abandon(self) -> None:
+        """Remove the staging folder and the episodes in it: for a source that cannot be finished as it is."""
+        shutil.rmtree(self.staging, ignore_errors=True)
+
     def _file(self, index: int) -> Path:
         return self.staging / f"episode_{index:06d}.npz"
 
@@ -115,7 +119,8 @@ class StoreWriter:
         temporary = self.staging / f"config.{os.getpid()}.tmp"
         try:
             self.staging.mkdir(parents=True, exist_ok=True)
-            if not claim.exists():
+            stale = self._staged_hash() != self._hash and not any(self.staging.glob("episode_*.npz"))
+            if stale:  # nothing is lost: another job claimed the folder and wrote no episode
                 temporary.write_text(
                     json.dumps({"hash": self._hash, "config": self._attributes["provenance"]}, indent=1)
                 )

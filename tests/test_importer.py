@@ -77,6 +77,18 @@ def test_a_changed_source_does_not_continue_the_old_import(tmp_path, monkeypatch
         import_dataset(path, tmp_path / "s")
 
 
+def test_after_a_bad_episode_the_mended_source_imports(tmp_path):
+    path = make_d4rl(tmp_path / "d.hdf5")
+    with h5py.File(path, "a") as file:
+        file["actions"][9] = np.nan
+    with pytest.raises(InputError, match="episode 2"):
+        import_dataset(path, tmp_path / "s")
+    assert not (tmp_path / "s.partial").exists()
+    with h5py.File(path, "a") as file:
+        file["actions"][9] = 0
+    assert import_dataset(path, tmp_path / "s").num_episodes == 3
+
+
 def test_hash_of_a_folder_sees_names_and_bytes(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x").write_text("1")

@@ -134,6 +134,13 @@ def test_existing_path_and_foreign_staging_are_refused(tmp_path):
     assert StoreWriter(tmp_path / "t", SPEC, PROVENANCE).has(0)
 
 
+def test_a_claim_without_episodes_gives_way(tmp_path):
+    StoreWriter(tmp_path / "s", SPEC, {"config": {"seed": 1}, "inputs": {}})
+    writer = StoreWriter(tmp_path / "s", SPEC, PROVENANCE)
+    writer.write_episode(0, make_episode(0))
+    assert writer.finish(1).attributes["provenance"] == PROVENANCE
+
+
 def test_bad_episode_and_missing_episode_are_refused(tmp_path):
     writer = StoreWriter(tmp_path / "s", SPEC, PROVENANCE)
     episode = make_episode(0)
