@@ -132,7 +132,7 @@ def test_index_captions_finds_centres_and_spreads() -> None:
 
 def test_known_words_stand_in_for_the_whole_table() -> None:
     tokens = open_clip.SimpleTokenizer(context_length=12)(["the red cube", "the arm lifts"])
-    words = KnownWords(tokens, 5, 0.3, torch.Generator().manual_seed(0))
+    words = KnownWords(tokens, 5, 0.9, torch.Generator().manual_seed(0))
     table = words.whole_table()
     assert table.shape == (VOCABULARY, 5)
     assert (table.abs().sum(1) > 0).sum() == len(tokens.unique())
@@ -166,6 +166,7 @@ def test_folder_is_open_clips_own_format(trained: tuple[Path, list[float]]) -> N
     ]
     model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.logit_scale.exp().item() == pytest.approx((TINY.grade_width * TINY.arc) ** -2, rel=1e-4)
     assert transform.transforms[-1].mean == [0.5, 0.5, 0.5]
     record = json.loads((folder / "provenance.json").read_text())
     assert record["config"]["uses_grades"] is True
