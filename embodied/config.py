@@ -10,6 +10,7 @@ import msgspec
 from embodied.contracts.errors import ConfigError, suggest
 
 T = TypeVar("T")
+Setting = int | float | bool | str  # a value of a learner's own configuration, as YAML and command line give it
 
 
 def check_keys(data: Mapping[str, Any], valid: set[str], where: str) -> None:
@@ -48,3 +49,11 @@ def to_json(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [to_json(v) for v in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def with_settings(presets: Mapping[str, T], preset: str, settings: Mapping[str, Setting], where: str) -> T:
+    """The preset's dataclass with some fields changed; an unknown preset or field is an error with a suggestion."""
+    if preset not in presets:
+        raise ConfigError(f"{where}: there is no preset '{preset}'.{suggest(preset, presets)}")
+    base = presets[preset]
+    return fill(type(base), to_json(base) | dict(settings), f"{where}: settings")

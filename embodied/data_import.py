@@ -6,6 +6,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from embodied.config import Setting
 from embodied.progress import Progress
 from embodied.verbs import Touches
 
@@ -18,11 +19,15 @@ class DataImport:
         source: file or folder to read.
         store: EpisodeStore to make; must not exist.
         format: robomimic, d4rl or rosbag2; found out from the source by default.
+        options: for the format's reader, for example control_dt 0.05.
+        licence: of the recordings, kept with the store.
     """
 
     source: Positional[Path]
     store: Positional[Path]
     format: str | None = None
+    options: dict[str, Setting] = dataclasses.field(default_factory=dict)
+    licence: str = ""
 
 
 def touches(config: DataImport) -> Touches:
@@ -33,4 +38,4 @@ def data_import(config: DataImport, progress: Progress) -> dict[str, Any]:
     from embodied.data_info import summary
     from embodied.datasets.importer import import_dataset
 
-    return summary(import_dataset(config.source, config.store, format=config.format))
+    return summary(import_dataset(config.source, config.store, config.format, config.options, config.licence, progress))

@@ -138,6 +138,7 @@ def _summary(found: list[tuple[int | None, str]], runs: list[list[Any]]) -> dict
 
 def _film(tasks: dict[str, Any], config: Evaluate, progress: Progress) -> dict[str, Any]:
     from embodied.sim.evaluate import film
+    from embodied.sim.rollout import cached_environment
     from embodied.sim.suites import environment
     from embodied.video import write_mp4
 
@@ -151,6 +152,7 @@ def _film(tasks: dict[str, Any], config: Evaluate, progress: Progress) -> dict[s
         outcomes.append(bool(success))
         progress(index + 1, count, "filming")
     control_dt = environment(config.env).make(cameras=()).spec.control_dt
+    cached_environment.cache_clear()  # its GL context must go while the interpreter still stands
     write_mp4(config.film, np.concatenate(scenes), fps=1 / control_dt)
     return {"path": str(config.film), "policy": name, "success": outcomes}
 

@@ -301,7 +301,11 @@ def _run_stage(stage: Stage, out: Path, progress: Progress) -> dict[str, Any]:
     seconds = round(time.monotonic() - start, 1)
     progress.say(f"done in {duration(seconds)}")
     peak = [resource.getrusage(who).ru_maxrss / 1e6 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    done = {"seconds": seconds, "peak_memory_gb": {"self": round(peak[0], 2), "largest_child": round(peak[1], 2)}}
+    done = {
+        "seconds": seconds,
+        "finished": time.time(),
+        "peak_memory_gb": {"self": round(peak[0], 2), "largest_child": round(peak[1], 2)},
+    }
     _write_marker(out, stage.name, record | {"state": "done", "result": result} | done)
     return {"seconds": seconds, "result": result}
 

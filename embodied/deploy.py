@@ -1,0 +1,146 @@
+"""`embodied deploy`: a bundle drives a robot over ROS 2 topics, through the safety filter, and is recorded."""
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tyro.conf import Positional
+
+from embodied.config import to_json
+from embodied.contracts.errors import InputError
+from embodied.evaluate import bundles
+from embodied.progress import Progress
+from embodied.robot_sim import export
+from embodied.statistics import wilson
+from embodied.verbs import Touches
+
+
+@dataclasses.dataclass(frozen=True)
+class Deploy:
+    """Run a policy bundle on the ROS 2 graph, through a safety filter; record a rosbag2 MCAP per episode.
+
+    Attributes:
+        bundle: policy bundle, or a training folder, whose first seed is taken.
+        robot: robot profile: a shipped name or a YAML file.
+        env: environment to simulate in a robot process; without it the robot must be on the graph already.
+        episodes: how many.
+        seed: of the first initial state; the same states as 'embodied eval' with this seed.
+        horizon: seconds per episode; the environment's own by default.
+        record: folder for the bags.
+        out: JSON file to write the result to.
+        domain: ROS domain; a free one by default.
+        discovery: localhost, or subnet to reach other hosts.
+        logs: folder for the processes' logs.
+    """
+
+    bundle: Positional[Path]
+    robot: str = "panda-mujoco"
+    env: str | None = None
+    episodes: int = 10
+    seed: int = 1_000_000
+    horizon: float | None = None
+    record: Path | None = None
+    out: Path | None = None
+    domain: int | None = None
+    discovery: str = "localhost"
+    logs: Path | None = None
+
+
+def touches(config: Deploy) -> Touches:
+    profile = Path(config.robot)
+    reads = (config.bundle, profile) if profile.is_file() else (config.bundle,)
+    return Touches(reads, tuple(path for path in (config.out, config.record) if path))
+
+
+def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
+    from embodied.policies.bundle import load_policy
+    from embodied.robot_bridge.deploy import run_deployment
+
+    if config.episodes < 1:
+        raise InputError("--episodes: at least 1 is needed.")
+    bundle = Path(bundles(config.bundle)[0][1])
+    policy = load_policy(bundle)
+    with tempfile.TemporaryDirectory(prefix="embodied-scene-") as folder:
+        simulation: dict[str, Any] = {"initial_states": [None] * config.episodes}
+        horizon = config.horizon or 10.0
+        if config.env:
+            size = next(iter(policy.image_spec.values())).shape[0] if policy.image_spec else 64
+            scene = export(config.env, Path(folder), tuple(policy.image_spec), size)
+            horizon = config.horizon or _horizon(config.env)
+            simulation = _simulation(scene, range(config.seed, config.seed + config.episodes))
+        result = run_deployment(
+            bundle,
+            config.robot,
+            horizon_s=horizon,
+            record=config.record,
+            domain=config.domain,
+            discovery=config.discovery,
+            log_folder=config.logs,
+            progress=progress,
+            **simulation,
+        )
+    report = _report(config, bundle, result)
+    if config.out:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        config.out.write_text(json.dumps(report, indent=1))
+    return report
+
+
+def _simulation(scene: Path, seeds: range) -> dict[str, Any]:
+    """Scene, initial states and success rule of the one simulated task there is."""
+    from embodied.sim.export_scene import initial_states
+    from embodied.sim.robosuite_lift import is_success
+
+    def success(poses: Mapping[str, np.ndarray]) -> bool:
+        return "cube" in poses and bool(is_success(np.asarray(poses["cube"][:3])))
+
+    return {"scene": scene, "initial_states": initial_states(seeds), "success": success}
+
+
+def _horizon(env: str) -> float:
+    from embodied.sim.robosuite_lift import CONTROL_DT, HORIZON
+
+    del env
+    return HORIZON * CONTROL_DT
+
+
+def _report(config: Deploy, bundle: Path, result: Any) -> dict[str, Any]:
+    verdicts = [episode.success for episode in result.episodes]
+    judged = [bool(verdict) for verdict in verdicts if verdict is not None]
+    numbers = {key: value for key, value in result.safety.items() if _is_count(value)}
+    return {
+        "bundle": str(bundle),
+        "robot": config.robot,
+        "env": config.env,
+        "initial_seeds": list(range(config.seed, config.seed + config.episodes)) if config.env else [],
+        "success": wilson(sum(judged), len(judged)).to_json() if judged else None,
+        "episodes": [to_json(episode) for episode in result.episodes],
+        "latency_ms": {
+            "observation_to_command": [1000 * s for s in result.observation_to_command_s],
+            "observation_to_chunk": [1000 * s for s in result.observation_to_chunk_s],
+        },
+        "events": numbers,
+        "control_dt": result.control_dt,
+        "bags": [episode.bag for episode in result.episodes if episode.bag],
+    }
+
+
+def _is_count(value: str) -> bool:
+    return value.replace(".", "", 1).isdigit()
+
+
+def as_text(result: dict[str, Any]) -> str:
+    lines = [f"{result['bundle']} on {result['robot']}: {len(result['episodes'])} episodes"]
+    if result["success"]:
+        s = result["success"]
+        lines.append(f"success {100 * s['estimate']:.0f} %  [{100 * s['low']:.0f}, {100 * s['high']:.0f}]")
+    for name, values in result["latency_ms"].items():
+        if values:
+            median, slow = np.quantile(values, [0.5, 0.99])
+            lines.append(f"{name.replace('_', ' ')}: median {median:.1f} ms, 99 % {slow:.1f} ms")
+    lines += [f"recorded {bag}" for bag in result["bags"]]
+    return "\n".join(lines)

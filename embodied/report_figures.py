@@ -1,0 +1,200 @@
+"""The report's figures as SVG text. Each function draws what it is given and computes nothing but layout."""
+
+import hashlib
+import io
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from embodied.contracts.errors import MissingExtraError
+
+COLOURS = ("#2563eb", "#059669", "#d97706", "#7c3aed", "#64748b", "#db2777", "#0891b2")
+INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
+WIDTH = 9.2  # of every figure [inch]; the page scales it
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "report", "the report") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update(
+        {
+            "svg.fonttype": "none",  # the page's own font, and text that can be searched
+            "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": GRID,
+            "axes.labelcolor": MUTED,
+            "axes.titlesize": 9.5,
+            "axes.titlecolor": INK,
+            "axes.titlelocation": "left",
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": GRID,
+            "grid.linewidth": 0.7,
+            "xtick.color": MUTED,
+            "ytick.color": MUTED,
+            "text.color": INK,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+        }
+    )
+    return pyplot
+
+
+def _svg(figure: Any) -> str:
+    """The figure as SVG that scales with the page; element ids are made unique to it."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None, "Creator": None})
+    _pyplot().close(figure)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(<svg [^>]*?)\s+width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg [^>]*?)\s+height="[^"]*"', r"\1", text, count=1)
+    text = text.replace("'DejaVu Sans'", "inherit").replace("DejaVu Sans", "inherit")
+    prefix = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}_"  # several figures stand in one page
+    text = re.sub(r'id="', f'id="{prefix}', text)
+    text = re.sub(r'href="#', f'href="#{prefix}', text)
+    return re.sub(r"url\(#", f"url(#{prefix}", text)
+
+
+def label_over_episode(
+    frames: np.ndarray, at: Sequence[int], scores: Mapping[str, np.ndarray], control_dt: float, title: str
+) -> str:
+    """A film strip above the scores of the same episode.
+
+    Args:
+        frames: (K, H, W, 3) uint8 pictures.
+        at: the K steps they belong to.
+        scores: name -> (n,) score per frame; each is drawn on its own scale, from its least to its greatest value.
+        control_dt: seconds per step.
+    """
+    pyplot = _pyplot()
+    length = len(next(iter(scores.values())))
+    figure, (top, bottom) = pyplot.subplots(
+        2, 1, figsize=(WIDTH, 3.0), height_ratios=[1, 2], sharex=True, gridspec_kw={"hspace": 0.04}
+    )
+    span = length / len(frames)
+    for picture, step in zip(frames, at, strict=True):
+        top.imshow(
+            picture, extent=(step - span / 2 * 0.94, step + span / 2 * 0.94, 0, 1), aspect="auto", interpolation="none"
+        )
+    top.set(ylim=(0, 1), yticks=[])
+    top.axis("off")
+    for index, (name, score) in enumerate(scores.items()):
+        low, high = float(score.min()), float(score.max())
+        scaled = (score - low) / (high - low if high > low else 1.0)
+        style = {"color": COLOURS[index], "linestyle": "-" if index == 0 else "--"}
+        bottom.plot(np.arange(length), scaled, label=f"{name} ({low:.2f} to {high:.2f})", **style)
+    for step in at:
+        bottom.axvline(step, color=GRID, linewidth=0.8, zorder=0)
+    bottom.set(xlim=(at[0] - span / 2, at[-1] + span / 2), ylim=(-0.05, 1.12), yticks=[0, 1])
+    bottom.set_yticklabels(["least", "greatest"])
+    ticks = np.arange(0, length, max(1, round(1.0 / control_dt) if control_dt else 10))
+    bottom.set_xticks(ticks, [f"{step * control_dt:g}" if control_dt else str(step) for step in ticks])
+    bottom.set_xlabel("time in the episode [s]" if control_dt else "step")
+    bottom.grid(axis="x", visible=False)
+    bottom.legend(loc="upper left", ncols=len(scores), fontsize=8.5)
+    top.set_title(title)
+    return _svg(figure)
+
+
+def correlations(audits: Mapping[str, Mapping[str, Any]], wanted: float = 0.7) -> str:
+    """One row per label set: a dot per episode, the mean with its interval, and the line that is asked for."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 0.7 + 0.62 * len(audits)))
+    rng = np.random.default_rng(0)  # vertical jitter only
+    for row, (name, audit) in enumerate(audits.items()):
+        values = np.array([value for value in audit["per_episode"] if value is not None])
+        colour = COLOURS[row % len(COLOURS)]
+        axes.scatter(values, row + rng.uniform(-0.17, 0.17, len(values)), s=16, color=colour, alpha=0.35, linewidths=0)
+        axes.plot(
+            [audit["low"], audit["high"]], [row, row], color=colour, linewidth=5, alpha=0.9, solid_capstyle="round"
+        )
+        axes.plot(audit["mean"], row, "o", color="white", markersize=4)
+        axes.text(1.04, row, f"mean {audit['mean']:.2f}", va="center", fontsize=9, color=colour)
+        axes.text(-1.06, row, name, va="center", ha="right", fontsize=9.5)
+    axes.axvline(wanted, color=INK, linewidth=0.9, linestyle=":")
+    axes.text(wanted, -0.62, f"{wanted:g}", ha="center", fontsize=8.5, color=MUTED)
+    axes.set(xlim=(-1.02, 1.02), ylim=(len(audits) - 0.45, -0.55), yticks=[])
+    axes.set_xlabel("Spearman correlation with true progress, one dot per episode")
+    axes.spines["left"].set_visible(False)
+    return _svg(figure)
+
+
+def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, Sequence[str]]) -> str:
+    """One panel per run and metric; a thin line per seed, a thick one for their mean.
+
+    Args:
+        runs: name -> lines of metrics.jsonl; a value is a number or a list with one per seed.
+        metrics: name -> which of them to draw.
+    """
+    pyplot = _pyplot()
+    panels = [(run, metric) for run in runs for metric in metrics[run]]
+    columns = min(4, max(1, len(panels)))
+    rows = -(-len(panels) // columns)
+    figure, grid = pyplot.subplots(rows, columns, figsize=(WIDTH, 1.9 * rows), squeeze=False)
+    for axes, (run, metric) in zip(grid.flat, panels, strict=False):
+        steps = [line["step"] for line in runs[run] if metric in line]
+        values = np.array([np.atleast_1d(line[metric]) for line in runs[run] if metric in line])  # (T, S)
+        colour = COLOURS[list(runs).index(run) % len(COLOURS)]
+        if values.shape[1] > 1:
+            axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+        axes.plot(steps, values.mean(1), color=colour)
+        axes.set_title(f"{run}: {metric.replace('_', ' ')}")
+        axes.tick_params(labelsize=7.5)
+        axes.xaxis.set_major_locator(pyplot.MaxNLocator(4))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    for axes in grid.flat[len(panels) :]:
+        axes.axis("off")
+    figure.tight_layout()
+    return _svg(figure)
+
+
+def success(policies: Mapping[str, Mapping[str, Any]], wire: Mapping[str, Any] | None = None) -> str:
+    """One row per policy: a dot per training seed, the success over all with its 95 % interval; the wire last."""
+    pyplot = _pyplot()
+    rows = [(name, p["success"], [s["interval"]["estimate"] for s in p["seeds"]]) for name, p in policies.items()]
+    if wire:
+        rows.append(("over ROS 2 topics", wire, []))
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 0.6 + 0.48 * len(rows)))
+    for row, (name, interval, seeds) in enumerate(rows):
+        colour = COLOURS[row % len(COLOURS)]
+        axes.plot([interval["low"], interval["high"]], [row, row], color=colour, linewidth=6, solid_capstyle="round")
+        axes.plot(interval["estimate"], row, "o", color="white", markersize=5)
+        if len(seeds) > 1:
+            axes.plot(seeds, np.full(len(seeds), row + 0.27), "|", color=colour, markersize=6, alpha=0.8)
+        axes.text(-0.02, row, name, va="center", ha="right", fontsize=9.5)
+        text = f"{100 * interval['estimate']:.0f} %  [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]"
+        axes.text(1.03, row, text, va="center", fontsize=9, color=colour)
+    axes.set(xlim=(0, 1.01), ylim=(len(rows) - 0.4, -0.6), yticks=[])
+    axes.set_xticks(np.linspace(0, 1, 6), [f"{100 * x:.0f} %" for x in np.linspace(0, 1, 6)])
+    axes.spines["left"].set_visible(False)
+    return _svg(figure)
+
+
+def latencies(samples: Mapping[str, Sequence[float]]) -> str:
+    """One histogram per measured span [ms], with its median and 99th percentile marked."""
+    pyplot = _pyplot()
+    figure, grid = pyplot.subplots(1, len(samples), figsize=(WIDTH, 2.1), squeeze=False)
+    for index, (axes, (name, values)) in enumerate(zip(grid[0], samples.items(), strict=True)):
+        array = np.asarray(values, np.float64)
+        median, slow = np.quantile(array, [0.5, 0.99])
+        axes.hist(np.minimum(array, slow * 1.3), bins=40, color=COLOURS[index % len(COLOURS)], alpha=0.85)
+        for value, text in ((median, "median"), (slow, "99 %")):
+            axes.axvline(value, color=INK, linewidth=0.9, linestyle=":")
+            axes.text(value, axes.get_ylim()[1] * 1.01, f"{text} {value:.1f}", fontsize=8, ha="center", color=MUTED)
+        axes.set_title(name.replace("_", " "), pad=16)
+        axes.set_xlabel("[ms]")
+        axes.set_xlim(left=0)
+        axes.tick_params(labelsize=8)
+    figure.tight_layout()
+    return _svg(figure)

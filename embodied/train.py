@@ -1,0 +1,183 @@
+"""`embodied train`: a policy from a store's transitions, many seeds in one process, one bundle per seed."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tyro.conf import Positional
+
+from embodied.config import Setting, to_json
+from embodied.contracts.errors import InputError, suggest
+from embodied.progress import Progress
+from embodied.verbs import Touches
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainClone:
+    """Train by behaviour cloning, several seeds at once, one policy bundle per seed; resumes what --out holds.
+
+    Attributes:
+        store: EpisodeStore to learn from.
+        out: folder to write: seed_000/ ... (bundles), metrics.jsonl, a checkpoint.
+        encoder: folder of 'embodied pretrain'; its camera becomes an input of the policy.
+        keys: observation keys the policy sees; by default all that a real robot could know.
+        seeds: how many policies.
+        seed: of the first; the others follow.
+        steps: gradient steps.
+        preset: the learner's default by default.
+        settings: changes to the preset, for example learning_rate 0.001.
+        device: cpu or cuda.
+    """
+
+    store: Positional[Path]
+    out: Path
+    encoder: Path | None = None
+    keys: tuple[str, ...] = ()
+    seeds: int = 5
+    seed: int = 0
+    steps: int = 5000
+    preset: str | None = None
+    settings: dict[str, Setting] = dataclasses.field(default_factory=dict)
+    device: str = "cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainReward:
+    """Train by implicit Q-learning on a label set, several seeds at once, one policy bundle per seed; resumes.
+
+    Attributes:
+        store: EpisodeStore to learn from.
+        reward: label set to learn from, or `source` for the store's own reward.
+        out: folder to write: seed_000/ ... (bundles), metrics.jsonl, a checkpoint.
+        encoder: folder of 'embodied pretrain'; its camera becomes an input of the policy.
+        keys: observation keys the policy sees; by default all that a real robot could know.
+        seeds: how many policies.
+        seed: of the first; the others follow.
+        steps: gradient steps.
+        preset: learned-reward, antmaze, locomotion.
+        settings: changes to the preset, for example discount 0.99 expectile 0.7.
+        device: cpu or cuda.
+    """
+
+    store: Positional[Path]
+    reward: str
+    out: Path
+    encoder: Path | None = None
+    keys: tuple[str, ...] = ()
+    seeds: int = 5
+    seed: int = 0
+    steps: int = 5000
+    preset: str | None = None
+    settings: dict[str, Setting] = dataclasses.field(default_factory=dict)
+    device: str = "cpu"
+
+
+def touches(config: TrainClone | TrainReward) -> Touches:
+    reads = [config.store, *([config.encoder] if config.encoder else [])]
+    if isinstance(config, TrainReward) and config.reward != "source":
+        reads.append(config.store / "labels" / config.reward)
+    return Touches(tuple(reads), (config.out,), resumable=True)
+
+
+def train_bc(config: TrainClone, progress: Progress) -> dict[str, Any]:
+    return _train("bc", config, None, progress)
+
+
+def train_iql(config: TrainReward, progress: Progress) -> dict[str, Any]:
+    return _train("iql", config, config.reward, progress)
+
+
+def _train(learner: str, config: TrainClone | TrainReward, reward: str | None, progress: Progress) -> dict[str, Any]:
+    from embodied.contracts.provenance import provenance
+    from embodied.datasets.store import EpisodeStore
+    from embodied.policies.bundle import load_value
+    from embodied.policies.loop import read_metrics
+    from embodied.policies.train import make_config, train
+
+    settings = make_config(learner, config.preset, config.settings)
+    store = EpisodeStore(config.store)
+    inputs = {"dataset": store.fingerprint}
+    if reward not in (None, "source"):
+        inputs[f"label/{reward}"] = hashlib.sha256(store.label(reward).score.tobytes()).hexdigest()
+    value = load_value(config.encoder) if config.encoder else None
+    if value is not None:
+        inputs["encoder"] = value.fingerprint
+    data, contract = learning_data(store, config.keys, reward, value, progress)
+    summary = train(
+        learner,
+        data,
+        settings,
+        list(range(config.seed, config.seed + config.seeds)),
+        config.steps,
+        config.out,
+        contract,
+        value.encoder if value else None,
+        provenance(f"train {learner}", to_json(config), inputs),
+        progress=progress,
+        device=config.device,
+    )
+    last = read_metrics(config.out)[-1]
+    return {
+        "out": str(config.out),
+        "summary": str(summary),
+        "transitions": len(data.frame),
+        "inputs": {"observations": list(contract.observations), "cameras": list(contract.images)},
+        "last": {name: float(np.mean(values)) for name, values in last.items()},
+    }
+
+
+def learning_data(store: Any, keys: tuple[str, ...], reward: str | None, value: Any, progress: Progress) -> tuple:
+    """A store's transitions in memory, normalised, and the contract of a policy that learns from them.
+
+    Args:
+        keys: observation keys in the order the network takes them; empty: all that are not privileged.
+        reward: label set, `source` or None.
+        value: `ValueBundle` whose frozen encoder sees the camera it was trained on, or None.
+
+    Returns:
+        (`TransitionData`, `PolicyContract`).
+    """
+    from embodied.datasets.transitions import observation_matrix, transitions
+    from embodied.policies.bundle import PolicyContract
+    from embodied.policies.encode import encode_frames
+    from embodied.policies.normalize import apply_statistics, fit_statistics
+    from embodied.policies.train import TransitionData
+
+    spec = store.spec
+    if spec.action is None:
+        raise InputError(f"{store.path} has no actions; a policy cannot be trained on it. 'embodied pretrain' can.")
+    keys = keys or tuple(key for key, array in spec.observations.items() if not array.privileged)
+    for key in keys:
+        if key not in spec.observations:
+            raise InputError(f"--keys: {store.path} has no observation '{key}'.{suggest(key, spec.observations)}")
+    columns = {key: observation_matrix(store, [key]) for key in keys}
+    images = {}
+    if value is not None:
+        camera = value.contract["camera"]
+        columns[f"images/{camera}"] = encode_frames(value, store, camera, progress=progress)
+        images[camera] = spec.images[camera]
+    if not columns:
+        raise InputError(f"{store.path} has no observation that a robot could know; give --encoder or --keys.")
+    normalizer = {key: fit_statistics(array) for key, array in columns.items()}
+    index = transitions(store, reward)
+    data = TransitionData(
+        observations=np.concatenate([apply_statistics(a, normalizer[k]) for k, a in columns.items()], axis=1),
+        actions=store.read("action"),
+        frame=index.frame,
+        next_frame=index.next_frame,
+        reward=index.reward,
+        masks=index.masks,
+        episode=index.episode,
+    )
+    contract = PolicyContract(
+        observations={key: spec.observations[key] for key in keys},
+        images=images,
+        action=spec.action,
+        control_dt=spec.control_dt,
+        normalizer=normalizer,
+        joint_names=spec.observations["joint_position"].names if "joint_position" in spec.observations else (),
+        environment=spec.environment,
+    )
+    return data, contract
