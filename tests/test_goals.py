@@ -1,4 +1,4 @@
-from types import SimpleNamespace
+import dataclasses
 
 import numpy as np
 import pytest
@@ -6,9 +6,16 @@ import pytest
 from embodied.contracts.errors import ConfigError, StoreError
 from embodied.datasets.goals import GoalSampler
 
+
+@dataclasses.dataclass
+class Episodes:
+    episode_start: np.ndarray
+    episode_length: np.ndarray
+
+
 LENGTH = np.array([5, 1, 20, 12])
 START = np.array([0, 5, 6, 26])
-STORE = SimpleNamespace(episode_start=START, episode_length=LENGTH)
+STORE = Episodes(START, LENGTH)
 EPISODE = np.repeat(np.arange(4), LENGTH)
 
 
@@ -45,7 +52,7 @@ def test_trajectory_goals_lie_between_this_frame_and_the_last():
 
 
 def test_probabilities_are_those_asked_for():
-    one = SimpleNamespace(episode_start=np.array([0]), episode_length=np.array([100_000]))
+    one = Episodes(np.array([0]), np.array([100_000]))
     batch = GoalSampler(one, p_current=0.2, p_trajectory=0.5, p_random=0.3, p_same_goal=0.5).sample(0, 100_000)
     assert np.mean(batch["intent"] == batch["frame"]) == pytest.approx(0.2, abs=0.01)
     assert np.mean(batch["goal"] == batch["intent"]) == pytest.approx(0.5 + 0.5 * 0.04, abs=0.01)

@@ -1,3 +1,5 @@
+from typing import Any
+
 import h5py
 import numpy as np
 import pytest
@@ -13,6 +15,12 @@ def make_d4rl(path, actions=1.0):
         file["actions"] = np.full((12, 1), actions)
         file["terminals"] = np.arange(12) % 4 == 3
     return path
+
+
+def set_action(path, value):
+    with h5py.File(path, "a") as file:
+        actions: Any = file["actions"]
+        actions[9] = value
 
 
 def test_format_is_recognised_and_the_source_remembered(tmp_path):
@@ -79,13 +87,11 @@ def test_a_changed_source_does_not_continue_the_old_import(tmp_path, monkeypatch
 
 def test_after_a_bad_episode_the_mended_source_imports(tmp_path):
     path = make_d4rl(tmp_path / "d.hdf5")
-    with h5py.File(path, "a") as file:
-        file["actions"][9] = np.nan
+    set_action(path, np.nan)
     with pytest.raises(InputError, match="episode 2"):
         import_dataset(path, tmp_path / "s")
     assert not (tmp_path / "s.partial").exists()
-    with h5py.File(path, "a") as file:
-        file["actions"][9] = 0
+    set_action(path, 0.0)
     assert import_dataset(path, tmp_path / "s").num_episodes == 3
 
 

@@ -61,6 +61,7 @@ def tree(folder: Path) -> dict[str, str]:
 def test_round_trip(store):
     made = label(store, "clip")
     read = store.label("clip")
+    assert made is not None
     for result in (made, read):
         np.testing.assert_array_equal(result.score, SCORES)
         np.testing.assert_array_equal(result.channels["confidence"], np.ones(FRAMES))

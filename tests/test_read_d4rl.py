@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -80,7 +81,8 @@ def test_bad_files(tmp_path):
         import_dataset(path, tmp_path / "s")
     path = make_file(tmp_path / "n.hdf5", TERMINALS, None, False)
     with h5py.File(path, "a") as file:
-        file["actions"][4, 1] = np.nan
+        actions: Any = file["actions"]
+        actions[4, 1] = np.nan
     with pytest.raises(InputError, match=r"n\.hdf5/episode 1': 'action' holds nan at index \(1, 1\)"):
         import_dataset(path, tmp_path / "s")
     with h5py.File(path, "a") as file:

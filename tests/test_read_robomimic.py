@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -97,7 +98,8 @@ def test_demo_without_actions_and_nan_are_named(tmp_path):
         import_dataset(path, tmp_path / "s")
     path = make_file(tmp_path / "n.hdf5")
     with h5py.File(path, "a") as file:
-        file["data/demo_10/actions"][1, 3] = np.nan
+        actions: Any = file["data/demo_10/actions"]
+        actions[1, 3] = np.nan
     with pytest.raises(InputError, match=r"'n\.hdf5/demo_10': 'action' holds nan at index \(1, 3\)"):
         import_dataset(path, tmp_path / "t")
     assert not (tmp_path / "t").exists()
@@ -113,6 +115,8 @@ def test_real_franka_demos_agree_with_independent_counts(tmp_path, name):
     for index, source_id in enumerate(store.source_ids):
         demo = expected["demos"][source_id.split("/")[1]]
         assert store.episode_length[index] == demo["T"]
-        assert store.episode(index).action.sum(dtype=np.float64) == pytest.approx(demo["action_sum"], abs=1e-3)
+        actions = store.episode(index).action
+        assert actions is not None
+        assert actions.sum(dtype=np.float64) == pytest.approx(demo["action_sum"], abs=1e-3)
         assert store.success[index] == (demo["attrs"]["success"] == "True")
     assert store.spec.environment == "Isaac-Stack-Cube-Franka-IK-Rel-Mimic-v0"

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import zarr
@@ -66,7 +68,7 @@ def test_unknown_names_are_answered_with_the_list(store):
 
 
 def test_any_zarr_reader_opens_it(store):
-    group = zarr.open_group(store.path, mode="r")
+    group: Any = zarr.open_group(store.path, mode="r")
     assert group["observation/images/side"].shape == (160, 8, 8, 3)
     assert group["episode/start"][:].tolist() == [0, 40, 80, 120]
     assert group.attrs["embodied_schema"] == 1

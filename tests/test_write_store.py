@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,7 +50,7 @@ def make_episode(index: int) -> Episode:
     )
 
 
-def write(path: Path, order=range(EPISODES)) -> EpisodeStore:
+def write(path: Path, order: Sequence[int] = range(EPISODES)) -> EpisodeStore:
     writer = StoreWriter(path, SPEC, PROVENANCE)
     for index in order:
         writer.write_episode(index, make_episode(index))
@@ -117,7 +119,7 @@ def test_array_stream_crosses_shards_exactly(tmp_path, monkeypatch):
         for part in np.split(rows, np.cumsum(sizes)[:-1]):
             stream.append(part)
         digests.append(stream.close())
-        array = zarr.open_group(folder, mode="r")["x"]
+        array: Any = zarr.open_group(folder, mode="r")["x"]
         assert (array.chunks[0], array.shards[0]) == (2, 8)
         np.testing.assert_array_equal(array[:], rows)
     assert len(set(digests)) == 1
