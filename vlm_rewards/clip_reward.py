@@ -123,7 +123,8 @@ def locate(model: str, pretrained: str) -> tuple[str, str]:
         return model, ""
     if model not in open_clip.list_models():
         raise InputError(
-            f"No folder and no open_clip model is called '{model}'.{suggest(model, [SHIPPED_MODEL, *_close(model)])}"
+            f"No folder and no open_clip model is called '{model}'. Similar names: {', '.join(_close(model))}.\n"
+            f"--model takes {SHIPPED_MODEL}, a folder with open_clip_config.json, or a name of open_clip.list_models()."
         )
     if not pretrained:
         raise InputError(f"--model {model} needs --pretrained: a tag ({_tags(model)}) or a weights file.")
@@ -138,7 +139,7 @@ def _close(model: str) -> list[str]:
 
     import open_clip
 
-    return difflib.get_close_matches(model, open_clip.list_models(), n=5, cutoff=0.3)
+    return difflib.get_close_matches(model, [SHIPPED_MODEL, *open_clip.list_models()], n=4, cutoff=0.0)
 
 
 def _tags(model: str) -> str:
