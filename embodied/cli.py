@@ -151,10 +151,14 @@ def _lines(value: Any, indent: str = "") -> list[str]:
         elif isinstance(item, list) and (len(item) > 12 or any(isinstance(i, dict | list) for i in item)):
             lines.append(f"{indent}{key}: {len(item)} entries")
         elif isinstance(item, list):
-            lines.append(f"{indent}{key}: {', '.join(map(str, item))}")
+            lines.append(f"{indent}{key}: {', '.join(map(_short, item))}")
         else:
-            lines.append(f"{indent}{key}: {f'{item:.4g}' if isinstance(item, float) else item}")
+            lines.append(f"{indent}{key}: {_short(item)}")
     return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
