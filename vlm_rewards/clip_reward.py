@@ -122,8 +122,9 @@ def locate(model: str, pretrained: str) -> tuple[str, str]:
     if model.startswith(("hf-hub:", "local-dir:")):
         return model, ""
     if model not in open_clip.list_models():
+        similar = f" Similar names: {', '.join(close)}." if (close := _close(model)) else ""
         raise InputError(
-            f"No folder and no open_clip model is called '{model}'. Similar names: {', '.join(_close(model))}.\n"
+            f"No folder and no open_clip model is called '{model}'.{similar}\n"
             f"--model takes {SHIPPED_MODEL}, a folder with open_clip_config.json, or a name of open_clip.list_models()."
         )
     if not pretrained:
@@ -139,7 +140,7 @@ def _close(model: str) -> list[str]:
 
     import open_clip
 
-    return difflib.get_close_matches(model, [SHIPPED_MODEL, *open_clip.list_models()], n=4, cutoff=0.0)
+    return difflib.get_close_matches(model, [SHIPPED_MODEL, *open_clip.list_models()], n=4, cutoff=0.6)
 
 
 def _tags(model: str) -> str:
