@@ -200,6 +200,9 @@ class ArrayStream:
         name: array name, `/` between groups.
         shape: full shape, rows first.
         dtype: NumPy name.
+
+    Attributes:
+        num_waiting: rows taken and not yet written; less than a shard between two appends.
     """
 
     def __init__(self, group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str) -> None:
@@ -225,7 +228,7 @@ class ArrayStream:
         self._dtype = np.dtype(dtype)
         self._digest = hashlib.sha256(canonical_json([name, list(shape), dtype]).encode())
         self._waiting: list[np.ndarray] = []
-        self._num_waiting = 0
+        self.num_waiting = 0
         self._written = 0
 
     def append(self, rows: np.ndarray) -> None:
@@ -233,18 +236,18 @@ class ArrayStream:
         rows = np.ascontiguousarray(rows, self._dtype)
         self._digest.update(rows.data)
         self._waiting.append(rows)
-        self._num_waiting += len(rows)
-        if self._num_waiting >= self._unit:
+        self.num_waiting += len(rows)
+        if self.num_waiting >= self._unit:
             joined = np.concatenate(self._waiting)
             whole = len(joined) - len(joined) % self._unit
             for start in range(0, whole, self._unit):
                 self._write(joined[start : start + self._unit])
             self._waiting = [joined[whole:].copy()]
-            self._num_waiting = len(joined) - whole
+            self.num_waiting = len(joined) - whole
 
     def close(self) -> str:
         """Write what is left. Returns the SHA-256 over name, shape, dtype and the rows' bytes in order."""
-        if self._num_waiting:
+        if self.num_waiting:
             self._write(np.concatenate(self._waiting))
         if self._written != self._array.shape[0]:
             raise InputError(f"'{self._array.name}': {self._written} rows came, {self._array.shape[0]} were announced.")

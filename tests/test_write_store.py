@@ -118,6 +118,7 @@ def test_array_stream_crosses_shards_exactly(tmp_path, monkeypatch):
         stream = ArrayStream(zarr.open_group(folder, mode="w-"), "x", rows.shape, "uint8")
         for part in np.split(rows, np.cumsum(sizes)[:-1]):
             stream.append(part)
+            assert stream.num_waiting < 8, "memory is bounded by a shard"
         digests.append(stream.close())
         array: Any = zarr.open_group(folder, mode="r")["x"]
         assert (array.chunks[0], array.shards[0]) == (2, 8)
