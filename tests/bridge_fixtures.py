@@ -16,7 +16,8 @@ JOINTS = ("shoulder", "elbow", "finger")
 
 SCENE_XML = """
 <mujoco>
-  <option timestep="0.002" gravity="0 0 0"/>
+  <compiler angle="radian"/>
+  <option timestep="0.002" gravity="0 0 0" integrator="implicitfast"/>
   <visual><global offwidth="64" offheight="64"/></visual>
   <worldbody>
     <light pos="0 0 3"/>
@@ -30,9 +31,9 @@ SCENE_XML = """
         <joint name="m_elbow" axis="0 1 0" range="-2 2" armature="0.1"/>
         <geom type="capsule" fromto="0 0 0 0.3 0 0" size="0.02" contype="0" conaffinity="0"/>
         <site name="tip" pos="0.3 0 0"/>
-        <body name="left" pos="0.3 0.02 0"><joint name="m_left" type="slide" axis="0 1 0" range="0 0.04"/>
+        <body name="left" pos="0.3 0.02 0"><joint name="m_left" type="slide" axis="0 1 0" range="0 0.04" armature="0.05"/>
           <geom type="box" size="0.01 0.005 0.01" contype="0" conaffinity="0"/></body>
-        <body name="right" pos="0.3 -0.02 0"><joint name="m_right" type="slide" axis="0 1 0" range="-0.04 0"/>
+        <body name="right" pos="0.3 -0.02 0"><joint name="m_right" type="slide" axis="0 1 0" range="-0.04 0" armature="0.05"/>
           <geom type="box" size="0.01 0.005 0.01" contype="0" conaffinity="0"/></body>
       </body>
     </body>
