@@ -67,7 +67,7 @@ def report(config: Report, progress: Progress) -> dict[str, Any]:
         lambda: success_section(page, config, deployment),
         lambda: film_section(page, config),
         lambda: curves_section(page, config),
-        lambda: deployment_section(page, deployment),
+        lambda: deployment_section(page, config, deployment),
         lambda: provenance_section(page, config),
     ]
     for done, part in enumerate(parts, start=1):
@@ -126,9 +126,7 @@ def labels_section(page: Page, config: Report, audit: dict[str, Any] | None) -> 
             scores = {name: label.score[start : start + length] for name, label in labels.items()}
             outcome = {1: "a success", 0: "a failure"}.get(int(store.success[index]), "outcome unknown")
             title = f"episode {index}, {outcome}, camera {config.camera}"
-            parts.append(
-                figure(report_figures.label_over_episode(frames, at.tolist(), scores, store.spec.control_dt, title))
-            )
+            parts.append(figure(report_figures.label_over_episode(frames, scores, store.spec.control_dt, title)))
     if audit:
         parts.append(figure(report_figures.correlations(audit["labels"])))
         parts.append(_audit_table(audit))
@@ -207,20 +205,24 @@ def curves_section(page: Page, config: Report) -> None:
         page.section("Learning", paragraph(text), figure(report_figures.learning_curves(runs, metrics)))
 
 
-def deployment_section(page: Page, deployment: dict[str, Any] | None) -> None:
+def deployment_section(page: Page, config: Report, deployment: dict[str, Any] | None) -> None:
     """Latencies over the wire, and what the safety filter saw."""
     if not deployment:
         return
     from embodied import report_figures
 
     success = deployment["success"]
+    if success is None:
+        raise InputError(
+            "The deployment has no verdicts (it was run without --env); the report cannot show its success."
+        )
     page.findings["success_over_the_wire"] = success
     text = (
         f"The policy drove a simulated robot in another process through ROS 2 topics and a safety filter: "
         f"{len(deployment['episodes'])} episodes, success {100 * success['estimate']:.0f} % "
         f"[{100 * success['low']:.0f}, {100 * success['high']:.0f}]."
     )
-    parts = [paragraph(text)]
+    parts = [paragraph(text + _beside_in_process(success, deployment["bundle"], config.results))]
     samples = {name: values for name, values in deployment["latency_ms"].items() if len(values) > 1}
     if samples:
         parts.append(figure(report_figures.latencies(samples)))
@@ -311,6 +313,18 @@ def _episodes_to_show(store: Any, audit: dict[str, Any] | None) -> list[int]:
         match = [i for i in candidates if store.success[i] == outcome]
         chosen += match[:1]
     return chosen or [int(next(iter(candidates)))]
+
+
+def _beside_in_process(wire: dict[str, float], bundle: str, results: tuple[Path, ...]) -> str:
+    """Whether success over the wire lies in the same bundle's interval in process; nothing where it was not evaluated."""
+    for path in results:
+        for policy in read_result(path)["policies"].values():
+            for seed in policy["seeds"]:
+                if seed["source"] == bundle:
+                    low, high = seed["interval"]["low"], seed["interval"]["high"]
+                    where = "inside" if low <= wire["estimate"] <= high else "outside"
+                    return f" This lies {where} the same bundle's interval in process, [{100 * low:.0f}, {100 * high:.0f}]."
+    return ""
 
 
 def _audit_table(audit: dict[str, Any]) -> str:

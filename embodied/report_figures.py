@@ -66,14 +66,11 @@ def _svg(figure: Any) -> str:
     return re.sub(r"url\(#", f"url(#{prefix}", text)
 
 
-def label_over_episode(
-    frames: np.ndarray, at: Sequence[int], scores: Mapping[str, np.ndarray], control_dt: float, title: str
-) -> str:
+def label_over_episode(frames: np.ndarray, scores: Mapping[str, np.ndarray], control_dt: float, title: str) -> str:
     """A film strip above the scores of the same episode.
 
     Args:
-        frames: (K, H, W, 3) uint8 pictures.
-        at: the K steps they belong to.
+        frames: (K, H, W, 3) uint8 pictures, evenly spaced from the first step to the last.
         scores: name -> (n,) score per frame; each is drawn on its own scale, from its least to its greatest value.
         control_dt: seconds per step.
     """
@@ -82,7 +79,8 @@ def label_over_episode(
     figure, (top, bottom) = pyplot.subplots(
         2, 1, figsize=(WIDTH, 3.0), height_ratios=[1, 2], sharex=True, gridspec_kw={"hspace": 0.04}
     )
-    span = length / len(frames)
+    at = np.linspace(0, length - 1, len(frames))
+    span = (length - 1) / max(1, len(frames) - 1)
     for picture, step in zip(frames, at, strict=True):
         top.imshow(
             picture, extent=(step - span / 2 * 0.94, step + span / 2 * 0.94, 0, 1), aspect="auto", interpolation="none"
@@ -112,6 +110,7 @@ def correlations(audits: Mapping[str, Mapping[str, Any]], wanted: float = 0.7) -
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(WIDTH, 0.7 + 0.62 * len(audits)))
     rng = np.random.default_rng(0)  # vertical jitter only
+    left = min([0.0, *(v for audit in audits.values() for v in audit["per_episode"] if v is not None)]) - 0.05
     for row, (name, audit) in enumerate(audits.items()):
         values = np.array([value for value in audit["per_episode"] if value is not None])
         colour = COLOURS[row % len(COLOURS)]
@@ -121,10 +120,10 @@ def correlations(audits: Mapping[str, Mapping[str, Any]], wanted: float = 0.7) -
         )
         axes.plot(audit["mean"], row, "o", color="white", markersize=4)
         axes.text(1.04, row, f"mean {audit['mean']:.2f}", va="center", fontsize=9, color=colour)
-        axes.text(-1.06, row, name, va="center", ha="right", fontsize=9.5)
+        axes.text(left - 0.02, row, name, va="center", ha="right", fontsize=9.5)
     axes.axvline(wanted, color=INK, linewidth=0.9, linestyle=":")
     axes.text(wanted, -0.62, f"{wanted:g}", ha="center", fontsize=8.5, color=MUTED)
-    axes.set(xlim=(-1.02, 1.02), ylim=(len(audits) - 0.45, -0.55), yticks=[])
+    axes.set(xlim=(left, 1.02), ylim=(len(audits) - 0.45, -0.55), yticks=[])
     axes.set_xlabel("Spearman correlation with true progress, one dot per episode")
     axes.spines["left"].set_visible(False)
     return _svg(figure)

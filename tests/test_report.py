@@ -77,7 +77,12 @@ def make_result(rng: np.random.Generator, film: Path) -> dict[str, Any]:
         policies[name] = {
             "success": pooled.to_json(),
             "seeds": [
-                {"seed": s if seeds > 1 else None, "success": row.tolist(), "interval": wilson(row.sum(), 40).to_json()}
+                {
+                    "seed": s if seeds > 1 else None,
+                    "source": f"{name}/{s}",
+                    "success": row.tolist(),
+                    "interval": wilson(int(row.sum()), 40).to_json(),
+                }
                 for s, row in enumerate(table)
             ],
         }
@@ -119,6 +124,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, dict[str, An
     }
     (root / "audit.json").write_text(json.dumps({"episodes": [i % EPISODES for i in range(41)], "labels": correlation}))
     deployment = {
+        "bundle": "CLIP labels/0",
         "success": wilson(8, 10).to_json(),
         "episodes": [{}] * 10,
         "latency_ms": {
@@ -197,6 +203,9 @@ def test_it_says_what_its_inputs_say(made: tuple[Report, dict[str, Any], str]) -
         "500",
     ):
         assert text in page
+    interval = success["CLIP labels"]["seeds"][0]["interval"]
+    inside = interval["low"] <= 0.8 <= interval["high"]
+    assert f"This lies {'inside' if inside else 'outside'} the same bundle" in page
 
 
 def test_text_is_escaped(made: tuple[Report, dict[str, Any], str]) -> None:
