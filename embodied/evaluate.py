@@ -16,6 +16,7 @@ from embodied.statistics import over_seeds, wilson
 from embodied.verbs import Touches
 
 FILMED = 3  # initial states shown in a film
+Seeds = list[tuple[int | None, str]]  # training seed (None: a single policy) and bundle or behaviour
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +58,15 @@ def evaluate(config: Evaluate, progress: Progress) -> dict[str, Any]:
         raise InputError("eval needs at least one policy and --episodes of at least 1.")
     behaviours = environment(config.env).behaviours
     tasks: dict[str, str | Callable[[], Any]] = {}
-    groups: dict[str, list[tuple[int | None, str]]] = {}
+    groups: dict[str, Seeds] = {}
     for text in config.policies:
         name, what = _split(text)
         if name in groups:
             raise InputError(f"Two policies are called '{name}'. Name them: NAME={what}")
-        found = [(None, what)] if what in behaviours and not Path(what).is_dir() else bundles(Path(what), behaviours)
+        if what in behaviours and not Path(what).is_dir():
+            found: Seeds = [(None, what)]
+        else:
+            found = bundles(Path(what), behaviours)
         groups[name] = found
         for seed, source in found:
             tasks[_task(name, seed)] = source if source in behaviours else _loader(source)
@@ -86,7 +90,7 @@ def evaluate(config: Evaluate, progress: Progress) -> dict[str, Any]:
     return report
 
 
-def bundles(folder: Path, behaviours: Any = ()) -> list[tuple[int | None, str]]:
+def bundles(folder: Path, behaviours: Any = ()) -> Seeds:
     """(training seed, path) of the bundle in `folder`, or of each bundle in its `seed_*` folders."""
     if not folder.is_dir():
         names = ", ".join(behaviours)
@@ -95,7 +99,9 @@ def bundles(folder: Path, behaviours: Any = ()) -> list[tuple[int | None, str]]:
         )
     if (folder / "hashes.json").exists():
         return [(None, str(folder))]
-    found = [(int(p.parent.name.split("_")[-1]), str(p.parent)) for p in sorted(folder.glob("seed_*/hashes.json"))]
+    found: Seeds = [
+        (int(p.parent.name.split("_")[-1]), str(p.parent)) for p in sorted(folder.glob("seed_*/hashes.json"))
+    ]
     if not found:
         raise BundleError(f"{folder} is no bundle and holds none (seed_000, ...). Is its training finished?")
     return found
@@ -117,7 +123,7 @@ def _loader(source: str) -> Callable[[], Any]:
     return functools.partial(load_policy, source)
 
 
-def _summary(found: list[tuple[int | None, str]], runs: list[list[Any]]) -> dict[str, Any]:
+def _summary(found: Seeds, runs: list[list[Any]]) -> dict[str, Any]:
     """One policy: a Wilson interval per training seed, and one over seeds and initial states together."""
     outcomes = np.array([[item.success for item in run] for run in runs], np.int64)
     per_seed = [

@@ -316,14 +316,15 @@ def _episodes_to_show(store: Any, audit: dict[str, Any] | None) -> list[int]:
 
 
 def _beside_in_process(wire: dict[str, float], bundle: str, results: tuple[Path, ...]) -> str:
-    """Whether success over the wire lies in the same bundle's interval in process; nothing where it was not evaluated."""
+    """Whether success over the wire lies in the same bundle's interval in process; empty if it was not evaluated."""
     for path in results:
         for policy in read_result(path)["policies"].values():
             for seed in policy["seeds"]:
                 if seed["source"] == bundle:
                     low, high = seed["interval"]["low"], seed["interval"]["high"]
                     where = "inside" if low <= wire["estimate"] <= high else "outside"
-                    return f" This lies {where} the same bundle's interval in process, [{100 * low:.0f}, {100 * high:.0f}]."
+                    bounds = f"[{100 * low:.0f}, {100 * high:.0f}]"
+                    return f" This lies {where} the same bundle's interval in process, {bounds}."
     return ""
 
 
