@@ -217,6 +217,8 @@ class PolicyNode:
     def _publish(self, stamp: int, joints: messages.JointSample, images: dict[str, np.ndarray]) -> None:
         names, arm = self._profile.all_joints, len(self._profile.joints)
         position, velocity = joints.select(names)
+        if not np.isfinite(position).all():
+            raise InputError(f"joint states hold {position}")
         if self._targets.current is None:
             self._targets.start(self._commanded(position))
         assert self._targets.current is not None
