@@ -51,8 +51,12 @@ class Contract:
         try:
             action = ActionSpec.from_json(data["action"])
             assert isinstance(action, ActionSpec)
+            joints = tuple(data.get("joint_names", ())) or action.names
             contract = cls(
-                {item["key"]: ArraySpec.from_json(item["spec"]) for item in data["observations"]},
+                {
+                    i["key"]: _named(i["key"], ArraySpec.from_json(i["spec"]), action, joints)
+                    for i in data["observations"]
+                },
                 {item["camera"]: ArraySpec.from_json(item["spec"]) for item in data["images"]},
                 action,
                 float(data["control_dt"]),
@@ -63,6 +67,21 @@ class Contract:
         if action.control_mode != "joint_position_delta" or not action.names or len(action.scale) != len(action.names):
             raise InputError(f"{where}: actions are '{action.control_mode}'; bags of 'joint_position_delta' are read.")
         return contract
+
+
+def _named(key: str, spec: ArraySpec, action: ActionSpec, joints: tuple[str, ...]) -> ArraySpec:
+    """The spec with joint names: a contract may leave them out where they are the action's, in its order."""
+    if spec.names or not spec.shape:
+        return spec
+    others = tuple(name for name in action.names if name not in joints)
+    names = {
+        "joint_position": joints,
+        "joint_velocity": joints,
+        "gripper_position": others,
+        "joint_target": action.names,
+    }
+    found = names.get(key, ())
+    return dataclasses.replace(spec, names=found) if len(found) == spec.shape[0] else spec
 
 
 def sniff(path: Path) -> bool:
@@ -248,11 +267,14 @@ def _actions(targets: np.ndarray, spec: DatasetSpec) -> np.ndarray:
     actions = np.clip(np.diff(targets, axis=0) / scale, -1.0, 1.0)
     gripper = spec.observations.get("gripper_position")
     for column, name in enumerate(spec.action.names):
-        if gripper is not None and name in gripper.names and gripper.low and gripper.high:
+        if gripper is None or name not in gripper.names:
+            continue
+        actions[:, column] = 0.0 - actions[:, column]  # a closing gripper's opening shrinks
+        if gripper.low and gripper.high:
             middle = (gripper.low[0] + gripper.high[0]) / 2
-            change = np.diff(targets[:, column])
-            closing = np.where(np.abs(change) > 0.05 * scale[column], change < 0, targets[1:, column] < middle)
-            actions[:, column] = np.where(closing, 1.0, -1.0)
+            still = np.where(targets[1:, column] < middle, 1.0, -1.0)
+            moves = np.abs(actions[:, column]) > 0.05
+            actions[:, column] = np.where(moves, np.sign(actions[:, column]), still)
     return actions.astype(np.float32)
 
 

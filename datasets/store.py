@@ -197,6 +197,8 @@ def _open(path: str) -> zarr.Group:
             raise StoreError(f"{path} is a file, not an EpisodeStore.\nImport it: embodied data import {path} STORE")
     try:
         group = zarr.open_group(path, mode="r", zarr_format=3)
+    except ImportError as error:  # fsspec's own words name the package
+        raise StoreError(f"{path} cannot be opened: {error}.") from error
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise StoreError(f"{path} is not an EpisodeStore: it holds no Zarr v3 group.") from error
     version = group.attrs.get("embodied_schema")

@@ -156,6 +156,19 @@ def test_contract_may_come_from_an_event_or_a_file(tmp_path):
         import_dataset(path, tmp_path / "t", options={"contrakt": "x"})
 
 
+def test_joint_names_left_out_of_a_contract_are_the_actions(tmp_path):
+    bare = [
+        {"key": o["key"], "spec": o["spec"] | {"names": [], "low": [], "high": []}} for o in CONTRACT["observations"]
+    ]
+    contract = CONTRACT | {"observations": bare, "joint_names": ["a", "b"]}
+    episode = import_dataset(record(tmp_path / "e", contract=contract), tmp_path / "s").episode(0)
+    np.testing.assert_allclose(episode.observations["gripper_position"], targets_of(ACTIONS)[:, 2:], atol=1e-6)
+    np.testing.assert_allclose(episode.observations["joint_position"], targets_of(ACTIONS)[:, :2], atol=1e-6)
+    assert episode.action is not None
+    # Without the gripper's range a gripper that stands still says neither open nor closed.
+    np.testing.assert_allclose(episode.action[:5, 2], [0, 1, 1, 0, -1], atol=1e-6)
+
+
 def test_without_chunks_the_control_period_gives_the_rows(tmp_path):
     store = import_dataset(record(tmp_path / "e", chunks=False), tmp_path / "s")
     episode = store.episode(0)

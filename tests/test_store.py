@@ -88,6 +88,18 @@ def test_missing_path_file_and_foreign_folder_are_refused(tmp_path):
         EpisodeStore(tmp_path / "foreign")
 
 
+def test_unknown_protocol_and_missing_file_system_are_said(monkeypatch):
+    with pytest.raises(StoreError, match="nosuch://bucket/s"):
+        EpisodeStore("nosuch://bucket/s")
+
+    def missing(*args, **kwargs):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(zarr, "open_group", missing)
+    with pytest.raises(StoreError, match="Install s3fs"):
+        EpisodeStore("s3://bucket/s")
+
+
 def test_another_schema_version_is_refused(store, tmp_path):
     attributes = dict(zarr.open_group(store.path, mode="r").attrs)
     zarr.open_group(tmp_path / "new", mode="w").attrs.update(attributes | {"embodied_schema": 99})
