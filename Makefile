@@ -66,8 +66,11 @@ $(STAMP): constraints.txt pyproject.toml Makefile
 	fi
 	echo 'Installing the packages of constraints.txt (about 7 GB on disk, most of it PyTorch) ...'
 	$(BIN)/uv --version >/dev/null 2>&1 || $(BIN)/python -m pip install --quiet --disable-pip-version-check '$(UV_PIN)'
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r constraints.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	if ! $(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r constraints.txt; then
+	  echo 'uv could not; trying pip, which also reads pip.conf ...'
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r constraints.txt
+	fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	if ! $(GL_CHECK) >/dev/null 2>&1; then
 	  sudo=''
 	  [ "$$(id -u)" = 0 ] || sudo='sudo -n'

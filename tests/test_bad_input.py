@@ -1,0 +1,183 @@
+"""Bad input through the command line: one to three lines that say what to do, exit code 2, nothing half-written."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from embodied.cli import main
+from embodied.contracts.provenance import provenance
+from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
+from embodied.datasets.episode import Episode
+from embodied.datasets.labels import LabelWriter
+from embodied.datasets.write_store import StoreWriter
+
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two short episodes with one camera and a label set called `good`."""
+    path = tmp_path_factory.mktemp("bad") / "store"
+    rng = np.random.default_rng(0)
+    spec = DatasetSpec(
+        {"joint_position": ArraySpec((2,), unit="rad")},
+        {"side": ArraySpec((16, 16, 3), dtype="uint8")},
+        ActionSpec((2,), names=("a", "b")),
+        control_dt=0.1,
+        environment="robosuite/Lift",
+    )
+    writer = StoreWriter(path, spec, provenance("test", {}, {}))
+    rows = np.arange(STEPS + 1)
+    for index in range(2):
+        writer.write_episode(
+            index,
+            Episode(
+                observations={"joint_position": rng.normal(size=(STEPS + 1, 2)).astype(np.float32)},
+                images={"side": rng.integers(0, 255, (STEPS + 1, 16, 16, 3), dtype=np.uint8)},
+                action=np.where(rows[:, None] < STEPS, rng.uniform(-1, 1, (STEPS + 1, 2)), 0).astype(np.float32),
+                step_valid=rows < STEPS,
+                terminated=np.zeros(STEPS + 1, bool),
+                truncated=rows == STEPS - 1,
+                timestamp=rows * 0.1,
+                source_id=str(index),
+            ),
+        )
+    made = writer.finish(2)
+    record = provenance("test", {}, {}) | {"labeller": "test", "dataset_fingerprint": made.fingerprint}
+    label = LabelWriter(made, "good", record)
+    label.write_block(0, np.linspace(0, 1, made.num_frames, dtype=np.float32))
+    label.finish()
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(store: Path) -> Path:
+    folder = store.parent / "cloned"
+    assert main(["train", "bc", str(store), "--out", str(folder), "--seeds", "1", "--steps", "2"]) == 0
+    return folder / "seed_000"
+
+
+def robomimic(path: Path, actions: np.ndarray) -> Path:
+    """A robomimic-layout file with one demonstration."""
+    with h5py.File(path, "w") as file:
+        demo = file.create_group("data/demo_0")
+        demo.attrs["num_samples"] = len(actions)
+        demo.create_dataset("actions", data=actions)
+        demo.create_dataset("dones", data=np.zeros(len(actions), np.int64))
+        demo.create_dataset("rewards", data=np.zeros(len(actions)))
+        demo.create_dataset("obs/joint_position", data=np.zeros((len(actions), 7)))
+        file["data"].attrs["env_args"] = json.dumps({"env_name": "Lift", "env_kwargs": {"control_freq": 20}})
+        file["data"].attrs["total"] = len(actions)
+    return path
+
+
+def expect(capsys: pytest.CaptureFixture[str], words: list[object], *parts: str) -> None:
+    capsys.readouterr()
+    code = main([str(word) for word in words])
+    output = capsys.readouterr()
+    assert code == 2, output
+    assert output.out == ""
+    error = output.err[output.err.index("error: ") :]
+    assert len(error.strip().splitlines()) <= 3, error
+    assert "Traceback" not in output.err
+    for part in parts:
+        assert part in error, error
+
+
+def test_a_good_import_works(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = robomimic(tmp_path / "demo.hdf5", np.zeros((20, 7)))
+    assert main(["data", "import", str(source), str(tmp_path / "store"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["episodes"] == 1
+
+
+def test_imports_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "store"
+    expect(capsys, ["data", "import", tmp_path / "none.hdf5", target], "none.hdf5")
+    whole = robomimic(tmp_path / "whole.hdf5", np.zeros((2000, 7))).read_bytes()
+    (tmp_path / "cut.hdf5").write_bytes(whole[: len(whole) // 2])
+    expect(capsys, ["data", "import", tmp_path / "cut.hdf5", target], "cut.hdf5")
+    expect(capsys, ["data", "import", robomimic(tmp_path / "empty.hdf5", np.zeros((0, 7))), target], "demo_0")
+    actions = np.zeros((20, 7))
+    actions[7, 3] = np.nan
+    expect(capsys, ["data", "import", robomimic(tmp_path / "nan.hdf5", actions), target], "demo_0", "nan", "7")
+    expect(capsys, ["data", "import", robomimic(tmp_path / "x.hdf5", actions), target, "--format", "d5rl"], "d4rl")
+    assert not target.exists()
+
+
+def test_stores_labels_and_cameras_that_are_not_there(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    expect(capsys, ["data", "info", tmp_path / "none"], "none")
+    expect(capsys, ["data", "info", tmp_path], str(tmp_path))
+    expect(capsys, ["train", "iql", store, "--reward", "goood", "--out", out], "goood", "Did you mean 'good'")
+    expect(capsys, ["train", "iql", store, "--reward", "source", "--out", out], "no reward", "good")
+    expect(capsys, ["train", "bc", store, "--out", out, "--keys", "joint_positoin"], "Did you mean 'joint_position'")
+    expect(capsys, ["train", "bc", store, "--out", out, "--encoder", tmp_path / "none"], "none")
+    expect(
+        capsys, ["train", "bc", store, "--out", out, "--settings", "learning_rat", "1"], "Did you mean 'learning_rate'"
+    )
+    expect(capsys, ["pretrain", store, "--out", out, "--camera", "wrist"], "wrist", "side")
+    expect(capsys, ["label", "clip", store, "--name", "x", "--goal", "up", "--camera", "wrist"], "wrist", "side")
+    expect(capsys, ["label", "truth", store], "cube_position")
+    expect(capsys, ["label", "audit", store, "godo"], "Did you mean 'good'")
+    assert not (out / "train.json").exists()
+    assert not (store / "labels" / "x").exists()
+
+
+def test_a_pipeline_with_an_unknown_key(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(f"stages: {{clone: {{verb: train bc, store: {store}, out: '{{out}}/bc', sedes: 3}}}}")
+    expect(capsys, ["run", path, "--out", tmp_path / "out"], "p.yaml", "'clone'", "'sedes'", "Did you mean 'seeds'")
+
+
+def test_bundles_that_are_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["eval", bundle, "--env", "robosuite/Lift", "--episodes", "1"]
+    contract = bundle / "contract.json"
+    original = contract.read_text()
+    contract.write_text(original + " ")
+    expect(capsys, words, "contract.json", "altered")
+    expect(capsys, ["deploy", bundle, "--env", "robosuite/Lift"], "contract.json", "altered")
+    data = json.loads(original)
+    del data["normalizer"]["joint_position"]
+    contract.write_text(json.dumps(data))
+    hashes = bundle / "hashes.json"
+    kept = hashes.read_text()
+    from embodied.contracts.provenance import hash_file
+
+    hashes.write_text(json.dumps(json.loads(kept) | {"contract.json": hash_file(contract)}))
+    expect(capsys, words, "normaliser", "'joint_position'")
+    contract.write_text(original)
+    hashes.write_text(kept)
+    (bundle / "model.safetensors").rename(bundle / "away")
+    expect(capsys, words, "model.safetensors is missing")
+    (bundle / "away").rename(bundle / "model.safetensors")
+
+
+def test_a_bundle_that_does_not_fit_the_environment(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expect(capsys, ["eval", bundle, "--env", "robosuite/Lift", "--episodes", "1"], "joint_position", "(2,)")
+
+
+def test_learning_data_are_normalised_and_privileged_keys_left_out(store: Path) -> None:
+    from embodied.datasets.store import EpisodeStore
+    from embodied.progress import Progress
+    from embodied.train import learning_data
+
+    opened = EpisodeStore(store)
+    data, contract = learning_data(opened, (), "good", None, Progress())
+    np.testing.assert_allclose(data.observations.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(data.observations.std(0), 1, atol=1e-4)
+    assert list(contract.observations) == ["joint_position"]
+    score = opened.label("good").score
+    np.testing.assert_array_equal(data.reward, score[data.frame + 1])
+    assert len(data.frame) == 2 * STEPS
+    spec = opened.spec.observations["joint_position"]
+    opened.spec.observations["joint_position"] = dataclasses.replace(spec, privileged=True)
+    from embodied.contracts.errors import InputError
+
+    with pytest.raises(InputError, match="no observation that a robot could know"):
+        learning_data(opened, (), "good", None, Progress())
