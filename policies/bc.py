@@ -13,7 +13,7 @@ from torch import Tensor
 
 from embodied.contracts.batch import Batch
 from embodied.policies.bundle import unstack
-from embodied.policies.loop import adam, adam_tensors, load_adam, load_module, module_tensors
+from embodied.policies.loop import Adam, load_module, module_tensors
 from embodied.policies.losses import gaussian_log_prob
 from embodied.policies.networks import Actor, clip_actions, generators
 
@@ -53,7 +53,7 @@ class BC:
         self.steps = steps
         self.step = 0
         self.actor = Actor(generators(seeds), observation_size, action_size, config.hidden_sizes).to(device)
-        self.actor_optimizer = adam(list(self.actor.parameters()), config.learning_rate)
+        self.actor_optimizer = Adam(self.actor, config.learning_rate)
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(S,) mean negative log likelihood, and (S,) mean squared error of the actor's mean."""
@@ -63,16 +63,12 @@ class BC:
         return -gaussian_log_prob(mean, log_std, actions).mean(-1), error
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of Adam on the loss at the old weights."""
+        """One step of Adam on the loss at the old weights, summed over seeds: each keeps its own gradient."""
         loss, error = self.loss(batch)
         if self.config.cosine_actor:
             fraction = min(self.step / self.steps, 1.0)
-            self.actor_optimizer.param_groups[0]["lr"] = (
-                self.config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * fraction))
-            )
-        self.actor_optimizer.zero_grad()
-        loss.sum().backward()
-        self.actor_optimizer.step()
+            self.actor_optimizer.learning_rate = self.config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * fraction))
+        self.actor_optimizer.descend(loss.sum())
         self.step += 1
         return {"actor_loss": loss.detach(), "squared_error": error.detach()}
 
@@ -84,10 +80,10 @@ class BC:
         return (
             {"step": torch.tensor(self.step)}
             | module_tensors("actor", self.actor)
-            | adam_tensors("actor_optimizer", self.actor_optimizer)
+            | self.actor_optimizer.tensors("actor_optimizer")
         )
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.step = int(state["step"])
         load_module("actor", self.actor, state)
-        load_adam("actor_optimizer", self.actor_optimizer, state)
+        self.actor_optimizer.load("actor_optimizer", state)

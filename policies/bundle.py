@@ -178,7 +178,7 @@ class ValueBundle:
 
     @property
     def embedding_size(self) -> int:
-        return self.encoder.config.embedding_size if self.encoder else int(self.heads.phi.layers[0].weight.shape[1])
+        return self.encoder.config.embedding_size if self.encoder else self.heads.feature_size
 
     def encode(self, observations: np.ndarray) -> np.ndarray:
         """Frames (B, H, W, 3) uint8 -> embeddings (B, D) float32; states (B, D) pass unchanged."""

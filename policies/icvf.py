@@ -18,10 +18,8 @@ from torch import Tensor
 from embodied.contracts.errors import InputError, StoreError
 from embodied.policies.bundle import save_value
 from embodied.policies.loop import (
+    Adam,
     Progress,
-    adam,
-    adam_tensors,
-    load_adam,
     load_module,
     module_tensors,
     philox,
@@ -76,20 +74,29 @@ class Sampler(Protocol):
         ...
 
 
+class ICVFNetwork(torch.nn.Module):
+    """Encoder (identity for states) and value heads."""
+
+    def __init__(self, config: ICVFConfig, seed: int, state_size: int | None) -> None:
+        super().__init__()
+        generator = generators([seed])[0]
+        self.encoder: torch.nn.Module = torch.nn.Identity()
+        if state_size is None:
+            self.encoder = ImageEncoder(config.encoder, generator)
+        size = config.encoder.embedding_size if state_size is None else state_size
+        self.heads = MultilinearValue(generator, size, config.hidden_sizes, config.heads, config.layer_norm)
+
+
 class ICVF:
-    """Online and target network (encoder and heads), one optimiser."""
+    """Online and target network, one optimiser."""
 
     def __init__(self, config: ICVFConfig, seed: int, state_size: int | None = None, device: str = "cpu") -> None:
         """`state_size` None: images. Otherwise states (F, state_size), without an encoder."""
-        generator = generators([seed])[0]
         self.config = config
         self.device = torch.device(device)
-        encoder = ImageEncoder(config.encoder, generator) if state_size is None else torch.nn.Identity()
-        size = config.encoder.embedding_size if state_size is None else state_size
-        heads = MultilinearValue(generator, size, config.hidden_sizes, config.heads, config.layer_norm)
-        self.online = torch.nn.ModuleDict({"encoder": encoder, "heads": heads}).to(self.device)
+        self.online = ICVFNetwork(config, seed, state_size).to(self.device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self.optimizer = adam(list(self.online.parameters()), config.learning_rate, config.epsilon)
+        self.optimizer = Adam(self.online, config.learning_rate, config.epsilon)
 
     def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one batch and what to log.
@@ -102,9 +109,9 @@ class ICVF:
         """
         discount = self.config.discount
         s, s_next, g, z = batch["rows"]
-        heads, target = self.online["heads"], self.target["heads"]
+        target = self.target.heads
         with torch.no_grad():
-            x = self.target["encoder"](batch["observations"])  # (U, D)
+            x = self.target.encoder(batch["observations"])  # (U, D)
             phi, phi_next = target.state(x[s]), target.state(x[s_next])  # (J, B, d)
             psi_g, psi_z = target.outcome(x[g]), target.outcome(x[z])
             t = target.transition(psi_z)
@@ -113,8 +120,8 @@ class ICVF:
             y = td_target(reward_g, mask_g, target.combine(phi_next, psi_g, t), discount)  # (J, B)
             next_value_z, value_z = target.combine(phi_next, psi_z, t), target.combine(phi, psi_z, t)
             advantage = icvf_advantage(reward_z, mask_z, next_value_z, value_z, discount)  # (B,)
-        x = self.online["encoder"](batch["observations"][: int(batch["online"])])
-        value = heads(x[s], x[g], x[z])  # (J, B)
+        x = self.online.encoder(batch["observations"][: int(batch["online"])])
+        value = self.online.heads(x[s], x[g], x[z])  # (J, B)
         loss = icvf_loss(value, y, advantage, self.config.expectile)
         metrics = {
             "loss": loss.detach(),
@@ -127,23 +134,22 @@ class ICVF:
     def update(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One step: gradient at the old weights, target from the *old* online weights (as released), then Adam."""
         loss, metrics = self.loss(batch)
-        self.optimizer.zero_grad()
-        loss.backward()
+        gradients = torch.autograd.grad(loss, list(self.online.parameters()))
         update_target(self.target, self.online, self.config.target_update_rate)
-        self.optimizer.step()
+        self.optimizer.step(list(gradients))
         return metrics
 
     def state_dict(self) -> dict[str, Tensor]:
         return (
             module_tensors("online", self.online)
             | module_tensors("target", self.target)
-            | adam_tensors("optimizer", self.optimizer)
+            | self.optimizer.tensors("optimizer")
         )
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         load_module("online", self.online, state)
         load_module("target", self.target, state)
-        load_adam("optimizer", self.optimizer, state)
+        self.optimizer.load("optimizer", state)
 
 
 def gather(
@@ -269,12 +275,12 @@ def pretrain(
     }
     run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
     learner.online.cpu()
-    encoder = learner.online["encoder"] if images else None
+    encoder = learner.online.encoder
     record = {**(provenance or {}), "seed": seed, "steps": steps}
     return save_value(
         out / "bundle",
-        learner.online["heads"],  # type: ignore[arg-type]
-        encoder,  # type: ignore[arg-type]
+        learner.online.heads,
+        encoder if isinstance(encoder, ImageEncoder) else None,
         contract or {},
         dataclasses.asdict(config),
         record,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from embodied.contracts.batch import Batch
 from embodied.policies.bundle import unstack
-from embodied.policies.loop import adam, adam_tensors, load_adam, load_module, module_tensors, update_target
+from embodied.policies.loop import Adam, load_module, module_tensors, update_target
 from embodied.policies.losses import advantage_weight, expectile_loss, gaussian_log_prob, td_target
 from embodied.policies.networks import Actor, Critic, Value, clip_actions, generators
 
@@ -24,7 +24,7 @@ class IQLConfig:
     """Attributes:
     discount, expectile, target_update_rate: of value and critic.
     inverse_temperature: beta in exp(beta * advantage); low clones, high imitates only what went better than expected.
-        It multiplies advantages in units of the normalised reward: change that, and the same number means another thing.
+        It multiplies advantages in units of the normalised reward: change that, and this means something else.
     max_weight: bound of that weight.
     learning_rate: of the three Adams; the actor's falls to 0 along a cosine when `cosine_actor`.
     hidden_sizes: of actor, value and critic.
@@ -75,9 +75,9 @@ class IQL:
         self.critic = Critic(draws, observation_size, action_size, sizes).to(device)
         self.value = Value(draws, observation_size, sizes).to(device)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor_optimizer = adam(list(self.actor.parameters()), config.learning_rate)
-        self.critic_optimizer = adam(list(self.critic.parameters()), config.learning_rate)
-        self.value_optimizer = adam(list(self.value.parameters()), config.learning_rate)
+        self.actor_optimizer = Adam(self.actor, config.learning_rate)
+        self.critic_optimizer = Adam(self.critic, config.learning_rate)
+        self.value_optimizer = Adam(self.value, config.learning_rate)
 
     def value_loss(self, batch: Batch, q: Tensor) -> tuple[Tensor, Tensor]:
         """(S,) mean expectile loss of q - V(s), and V(s) (S, B). `q`: min of the target critics, (S, B)."""
@@ -97,7 +97,7 @@ class IQL:
         return (q - y.unsqueeze(1)).square().mean(-1).sum(-1)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One step, in the authors' order.
+        """One step, in the authors' order. Losses are summed over seeds: each network's gradient is that of its own.
 
         1. value: reads the target critic (of the last step).
         2. actor: reads the target critic (of the last step) and the value *after* 1.
@@ -107,7 +107,7 @@ class IQL:
         with torch.no_grad():
             q = self.target_critic(batch["observations"], clip_actions(batch["actions"])).amin(1)  # (S, B)
         value_loss, value = self.value_loss(batch, q)
-        _descend(self.value_optimizer, value_loss)
+        self.value_optimizer.descend(value_loss.sum())
         with torch.no_grad():
             new_value = self.value(batch["observations"])
             next_value = self.value(batch["next_observations"])
@@ -115,12 +115,10 @@ class IQL:
         actor_loss, weight = self.actor_loss(batch, advantage)
         if self.config.cosine_actor:
             fraction = min(self.step / self.steps, 1.0)
-            self.actor_optimizer.param_groups[0]["lr"] = (
-                self.config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * fraction))
-            )
-        _descend(self.actor_optimizer, actor_loss)
+            self.actor_optimizer.learning_rate = self.config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * fraction))
+        self.actor_optimizer.descend(actor_loss.sum())
         critic_loss = self.critic_loss(batch, next_value)
-        _descend(self.critic_optimizer, critic_loss)
+        self.critic_optimizer.descend(critic_loss.sum())
         update_target(self.target_critic, self.critic, self.config.target_update_rate)
         self.step += 1
         return {
@@ -144,7 +142,7 @@ class IQL:
             "target_critic": self.target_critic,
         }
 
-    def _optimizers(self) -> dict[str, torch.optim.Adam]:
+    def _optimizers(self) -> dict[str, Adam]:
         return {
             "actor_optimizer": self.actor_optimizer,
             "critic_optimizer": self.critic_optimizer,
@@ -156,7 +154,7 @@ class IQL:
         for name, module in self._modules().items():
             state |= module_tensors(name, module)
         for name, optimizer in self._optimizers().items():
-            state |= adam_tensors(name, optimizer)
+            state |= optimizer.tensors(name)
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -164,11 +162,4 @@ class IQL:
         for name, module in self._modules().items():
             load_module(name, module, state)
         for name, optimizer in self._optimizers().items():
-            load_adam(name, optimizer, state)
-
-
-def _descend(optimizer: torch.optim.Adam, loss: Tensor) -> None:
-    """One step on the sum over seeds: the gradient of each seed's network is that of its own loss."""
-    optimizer.zero_grad()
-    loss.sum().backward()
-    optimizer.step()
+            optimizer.load(name, state)

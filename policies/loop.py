@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim.adam import adam
 
 from embodied.contracts.errors import ConfigError, TrainingError
 from embodied.contracts.provenance import hash_json
@@ -126,33 +127,69 @@ def load_module(prefix: str, module: torch.nn.Module, state: Mapping[str, Tensor
     module.load_state_dict({k.removeprefix(prefix + "."): v for k, v in state.items() if k.startswith(prefix + ".")})
 
 
-def adam(parameters: list[torch.nn.Parameter], learning_rate: float, epsilon: float = 1e-8) -> torch.optim.Adam:
-    """Fused Adam, betas 0.9 and 0.999. Element-wise, so a stack trains as its entries would alone."""
-    return torch.optim.Adam(parameters, lr=learning_rate, eps=epsilon, fused=True)
+class Adam:
+    """Fused Adam, betas 0.9 and 0.999. Element-wise, so a stack trains as its entries would alone.
 
+    Calls torch's functional form: constructing `torch.optim.Adam` imports the compiler, 5 s of CPU in every process.
+    """
 
-def adam_tensors(prefix: str, optimizer: torch.optim.Adam) -> dict[str, Tensor]:
-    """Moments and step count, as `prefix.index.name`; empty before the first step."""
-    parameters = optimizer.param_groups[0]["params"]
-    return {
-        f"{prefix}.{i}.{name}": optimizer.state[p][name]
-        for i, p in enumerate(parameters)
-        for name in ("step", "exp_avg", "exp_avg_sq")
-        if p in optimizer.state
-    }
+    def __init__(self, module: torch.nn.Module, learning_rate: float, epsilon: float = 1e-8) -> None:
+        self.learning_rate = learning_rate
+        self.epsilon = epsilon
+        self._names = [name for name, _ in module.named_parameters()]
+        self._parameters = [p for _, p in module.named_parameters()]
+        self._moments = {kind: [torch.zeros_like(p) for p in self._parameters] for kind in ("mean", "square")}
+        self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
 
+    def descend(self, loss: Tensor) -> None:
+        """Gradient of a scalar loss, then one step."""
+        gradients = torch.autograd.grad(loss, self._parameters)
+        self.step(list(gradients))
 
-def load_adam(prefix: str, optimizer: torch.optim.Adam, state: Mapping[str, Tensor]) -> None:
-    """Inverse of `adam_tensors`."""
-    for i, p in enumerate(optimizer.param_groups[0]["params"]):
-        moments = {name: torch.empty_like(p).copy_(state[f"{prefix}.{i}.{name}"]) for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[p] = {"step": state[f"{prefix}.{i}.step"].clone().to(p.device), **moments}
+    @torch.no_grad()
+    def step(self, gradients: list[Tensor]) -> None:
+        adam(
+            self._parameters,  # type: ignore[arg-type]
+            gradients,
+            self._moments["mean"],
+            self._moments["square"],
+            [],
+            self._steps,
+            fused=True,
+            foreach=False,
+            capturable=False,
+            differentiable=False,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.learning_rate,
+            weight_decay=0.0,
+            eps=self.epsilon,
+            maximize=False,
+        )
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Moments and step count, as `prefix.kind.name`."""
+        state = {
+            f"{prefix}.{k}.{n}": v for k, vs in self._moments.items() for n, v in zip(self._names, vs, strict=True)
+        }
+        return state | {f"{prefix}.steps": self._steps[0]}
+
+    @torch.no_grad()
+    def load(self, prefix: str, state: Mapping[str, Tensor]) -> None:
+        """Inverse of `tensors`."""
+        for kind, moments in self._moments.items():
+            for name, moment in zip(self._names, moments, strict=True):
+                moment.copy_(state[f"{prefix}.{kind}.{name}"])
+        for step in self._steps:
+            step.copy_(state[f"{prefix}.steps"])
 
 
 @torch.no_grad()
 def update_target(target: torch.nn.Module, online: torch.nn.Module, rate: float) -> None:
     """target <- (1 - rate) target + rate online, in place."""
-    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+    for old, new in zip(target.parameters(), online.parameters(), strict=True):
+        old.lerp_(new, rate)
 
 
 def _save(learner: Trainable, path: Path, step: int, identity: Mapping[str, Any]) -> None:

@@ -10,7 +10,8 @@ MAX_WEIGHT = 100.0
 
 def expectile_weight(difference: Tensor, expectile: float) -> Tensor:
     """|expectile - 1(difference < 0)|, any shape. IQL (Kostrikov et al. 2021), equation 4."""
-    return torch.where(difference < 0, 1.0 - expectile, expectile).to(difference.dtype)
+    negative = (difference < 0).to(difference.dtype)  # torch.where with two floats would round to single precision
+    return expectile + (1.0 - 2.0 * expectile) * negative
 
 
 def expectile_loss(difference: Tensor, expectile: float) -> Tensor:

@@ -164,6 +164,7 @@ class MultilinearValue(nn.Module):
     ) -> None:
         super().__init__()
         self.heads = heads
+        self.feature_size = feature_size
         size = hidden_sizes[-1]
         dense = {"members": heads, "activate_final": True, "layer_norm": layer_norm}
         self.phi = StackedMLP([generator], (feature_size, *hidden_sizes), **dense)
@@ -215,25 +216,25 @@ class ImageEncoder(nn.Module):
     def __init__(self, config: EncoderConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        channels = (3, *config.channels)
+        self.patch = nn.Conv2d(3, config.channels[0], 4, stride=4)
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 4, stride=4) if n == 0 else nn.Conv2d(i, o, 4, stride=2, padding=1)
-            for n, (i, o) in enumerate(itertools.pairwise(channels))
+            nn.Conv2d(i, o, 4, stride=2, padding=1) for i, o in itertools.pairwise(config.channels)
         )
-        height, width = (size // 4 // 2 ** (len(config.channels) - 1) for size in config.image_size)
-        self.project = nn.Linear(channels[-1] * height * width, config.embedding_size)
+        height, width = (size // 4 // 2 ** len(self.convs) for size in config.image_size)
+        self.project = nn.Linear(config.channels[-1] * height * width, config.embedding_size)
         self.norm = nn.LayerNorm(config.embedding_size)
         if generator is not None:
-            for layer in (*self.convs, self.project):
-                nn.init.orthogonal_(layer.weight, math.sqrt(2), generator=generator)
-                nn.init.zeros_(layer.bias)
+            for name, parameter in self.named_parameters():
+                if name.endswith("bias"):
+                    nn.init.zeros_(parameter)
+                elif not name.startswith("norm"):
+                    nn.init.orthogonal_(parameter, math.sqrt(2), generator=generator)
         self.to(memory_format=torch.channels_last)  # a permuted (B, H, W, 3) array already is
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.permute(0, 3, 1, 2).to(self.project.weight.dtype)  # (B, 3, H, W)
-        patch = self.convs[0]
-        x = F.relu(F.conv2d(x, patch.weight / 255.0, patch.bias, stride=4))  # scales the weights, not every pixel
-        for conv in list(self.convs)[1:]:
+        x = F.relu(F.conv2d(x, self.patch.weight / 255.0, self.patch.bias, stride=4))  # not every pixel: the weights
+        for conv in self.convs:
             x = F.relu(conv(x))
         return self.norm(self.project(x.flatten(1)))
 

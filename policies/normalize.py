@@ -12,9 +12,9 @@ STD_FLOOR = 1e-3  # in the key's own unit; CORL's epsilon. A joint that never mo
 
 def fit_statistics(array: np.ndarray) -> dict[str, np.ndarray]:
     """Mean and standard deviation of one key over frames: (F, D) -> {"mean", "std"} (D,) float32, std floored."""
-    flat = array.reshape(len(array), -1).astype(np.float64)
-    if not len(flat):
+    if len(array) == 0:
         raise InputError("Statistics of no frames: the selection is empty.")
+    flat = array.reshape(len(array), -1).astype(np.float64)
     std = np.maximum(flat.std(0), STD_FLOOR)
     return {"mean": flat.mean(0).astype(np.float32), "std": std.astype(np.float32)}
 

@@ -1,0 +1,223 @@
+"""Training runs: kill and resume to identical files, refusal of NaN, bundles per seed, errors before any work."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from embodied.contracts.errors import ConfigError, InputError, TrainingError
+from embodied.contracts.specs import ActionSpec, ArraySpec
+from embodied.policies.bc import BCConfig
+from embodied.policies.bundle import PolicyContract, load_policy
+from embodied.policies.iql import IQLConfig
+from embodied.policies.loop import philox, read_metrics
+from embodied.policies.train import TransitionData, batch_sampler, make_config, train
+
+torch.set_num_threads(1)
+SMALL = {"hidden_sizes": (16, 16), "batch_size": 16}
+
+
+def small_data(seed: int = 0) -> TransitionData:
+    rng = np.random.default_rng(seed)
+    n = 200
+    return TransitionData(
+        rng.normal(size=(n, 5)).astype(np.float32),
+        rng.uniform(-1, 1, (n, 2)).astype(np.float32),
+        np.arange(n - 1),
+        np.arange(1, n),
+        rng.normal(size=n - 1).astype(np.float32),
+        np.ones(n - 1, np.float32),
+    )
+
+
+def small_contract() -> PolicyContract:
+    return PolicyContract(
+        {"joint_position": ArraySpec((5,), unit="rad")},
+        {},
+        ActionSpec((2,), names=("a", "b")),
+        0.1,
+        {"joint_position": {"mean": np.full(5, 0.5, np.float32), "std": np.full(5, 2.0, np.float32)}},
+    )
+
+
+def test_bundles_metrics_and_summary(tmp_path: Path) -> None:
+    data, seen = small_data(), []
+    summary = train(
+        "iql",
+        data,
+        make_config("iql", overrides=SMALL),
+        [3, 11],
+        40,
+        tmp_path,
+        small_contract(),
+        provenance={"dataset": "abc"},
+        log_every=10,
+        progress=lambda done, total, text: seen.append((done, total)),
+    )
+    record = json.loads(summary.read_text())
+    assert record["bundles"] == ["seed_003", "seed_011"]
+    assert seen == [(0, 40), (10, 40), (20, 40), (30, 40), (40, 40)]
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == [10, 20, 30, 40]
+    assert all(len(row["value_loss"]) == 2 for row in rows)
+    policies = [load_policy(tmp_path / name) for name in record["bundles"]]
+    observation = {"joint_position": np.zeros(5, np.float32)}
+    actions = [policy.act(observation) for policy in policies]
+    assert not np.allclose(*actions)
+    assert policies[1].provenance["seed"] == 11
+    assert policies[1].provenance["dataset"] == "abc"
+    assert policies[1].provenance["reward_normalization"]["method"] == "quantile"
+    assert policies[1].config["learner"]["expectile"] == make_config("iql").expectile
+
+
+def test_a_seed_does_not_depend_on_the_seeds_beside_it(tmp_path: Path) -> None:
+    data, config = small_data(), make_config("iql", overrides=SMALL)
+    train("iql", data, config, [3, 11], 30, tmp_path / "both", small_contract())
+    train("iql", data, config, [11], 30, tmp_path / "alone", small_contract())
+    both, alone = (load_policy(tmp_path / run / "seed_011") for run in ("both", "alone"))
+    observation = {"joint_position": np.ones(5, np.float32)}
+    np.testing.assert_allclose(both.act(observation), alone.act(observation), atol=1e-5)
+
+
+def test_batches_follow_the_indices() -> None:
+    data = small_data()
+    batch = batch_sampler(data, data.reward, [0, 1], 32)
+    first, again, other = batch(70), batch(70), batch(3)
+    assert torch.equal(first["actions"], again["actions"])
+    assert not torch.equal(first["actions"], other["actions"])
+    assert not torch.equal(first["actions"][0], first["actions"][1])
+    draws = philox(1, 1).integers(199, size=(64, 32))[70 - 64]
+    np.testing.assert_array_equal(first["observations"][1].numpy(), data.observations[data.frame[draws]])
+    np.testing.assert_array_equal(first["next_observations"][1].numpy(), data.observations[data.next_frame[draws]])
+    np.testing.assert_array_equal(first["rewards"][1].numpy(), data.reward[draws])
+
+
+def run_to_kill(out: Path, progress=None) -> None:
+    config = make_config("iql", overrides=SMALL)
+    train(
+        "iql", small_data(), config, [0, 1], 400, out, small_contract(), None, None, 10, 50, progress
+    )  # a log every 10 steps, a checkpoint every 50
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_train import run_to_kill
+run_to_kill(Path(sys.argv[1]), lambda done, total, text: print(done, flush=True))
+"""
+
+
+def test_killed_run_resumes_to_identical_files(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "cut"), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    run_to_kill(tmp_path / "whole")  # while the other process starts
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 130:
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(30)
+    process.stdout.close()
+    assert not (tmp_path / "cut" / "train.json").exists()
+    seen: list[int] = []
+    run_to_kill(tmp_path / "cut", lambda done, total, text: seen.append(done))
+    assert seen[0] >= 100  # it did resume
+    for name in ("seed_000/model.safetensors", "seed_001/model.safetensors", "checkpoint.safetensors", "metrics.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes(), name
+
+
+def test_nan_is_an_error_with_step_seed_and_checkpoint(tmp_path: Path) -> None:
+    data, config = small_data(), make_config("bc", overrides={**SMALL, "learning_rate": 1e-3})
+    seen: list[int] = []
+
+    def poison(done: int, total: int, text: str) -> None:
+        seen.append(done)
+        if done == 20:
+            data.actions[:] = np.inf  # clipped: harmless
+            data.observations[:] = np.nan
+
+    with pytest.raises(
+        TrainingError, match=r"not finite at step 21; the last good checkpoint is .*checkpoint"
+    ) as error:
+        train("bc", data, config, [0, 1], 60, tmp_path, log_every=10, checkpoint_every=20, progress=poison)
+    assert len(str(error.value).splitlines()) <= 3
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20]
+
+
+def test_nan_without_checkpoint_names_the_seed(tmp_path: Path) -> None:
+    data = small_data()
+    data.reward[:] *= 1e30  # the squared error overflows
+    config = make_config("iql", overrides={**SMALL, "reward_normalization": "none"})
+    with pytest.raises(TrainingError, match=r"seed number 0 is not finite at step 1; there is no checkpoint yet"):
+        train("iql", data, config, [0, 1], 30, tmp_path)
+
+
+def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
+    config = make_config("bc", overrides=SMALL)
+    train("bc", small_data(), config, [0], 10, tmp_path)
+    for data, other, seeds in (
+        (small_data(), dataclasses.replace(config, learning_rate=1e-2), [0]),
+        (small_data(), config, [1]),
+        (small_data(1), config, [0]),
+    ):
+        with pytest.raises(ConfigError, match="holds a run with another configuration"):
+            train("bc", data, other, seeds, 10, tmp_path)
+    train("bc", small_data(), config, [0], 10, tmp_path)  # the same again is done at once
+
+
+def test_damaged_checkpoint_says_so(tmp_path: Path) -> None:
+    config = make_config("bc", overrides=SMALL)
+    train("bc", small_data(), config, [0], 10, tmp_path)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"x" * 50)
+    with pytest.raises(TrainingError, match=r"checkpoint.safetensors cannot be read"):
+        train("bc", small_data(), config, [0], 10, tmp_path)
+
+
+def test_names_and_settings_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Did you mean 'iql'"):
+        make_config("iqll")
+    with pytest.raises(ConfigError, match="Did you mean 'expectile'"):
+        make_config("iql", overrides={"expectil": 0.9})
+    with pytest.raises(ConfigError, match="Did you mean 'antmaze'"):
+        make_config("iql", "ant-maze")
+    assert make_config("iql", "antmaze", {"hidden_sizes": [8]}).hidden_sizes == (8,)
+    with pytest.raises(ConfigError, match="takes a IQLConfig"):
+        train("iql", small_data(), BCConfig(), [0], 1, tmp_path)
+    for seeds in ([], [1, 1], [-1]):
+        with pytest.raises(ConfigError, match="distinct"):
+            train("iql", small_data(), IQLConfig(), seeds, 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("actions", np.full((200, 2), np.nan, np.float32), "'actions' holds NaN"),
+        ("reward", np.zeros(3, np.float32), "'reward' has shape"),
+        ("next_frame", np.full(199, 200), "points outside the 200 frames"),
+        ("frame", np.empty(0, np.int64), "no transition"),
+        ("actions", np.zeros((7, 2), np.float32), "must be"),
+    ],
+)
+def test_bad_data_is_refused_before_training(tmp_path: Path, field: str, value: np.ndarray, message: str) -> None:
+    data = dataclasses.replace(small_data(), **{field: value})
+    with pytest.raises(InputError, match=message):
+        train("bc", data, BCConfig(), [0], 10, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_is_quick_when_done(tmp_path: Path) -> None:
+    config = make_config("bc", overrides=SMALL)
+    train("bc", small_data(), config, [0], 50, tmp_path, small_contract())
+    start = time.perf_counter()
+    train("bc", small_data(), config, [0], 50, tmp_path, small_contract())
+    assert time.perf_counter() - start < 5
+    assert [row["step"] for row in read_metrics(tmp_path)] == [50]
