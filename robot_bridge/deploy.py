@@ -163,30 +163,43 @@ class Deployment:
         self.observation_to_command_s: list[float] = []
         self._transport = CycloneTransport("operator", self.domain, discovery)
         self._subscribe()
-        flags = ["--profile", str(profile_path(profile)), "--domain", str(self.domain), "--discovery", discovery]
+        self._common_flags = ["--profile", str(profile_path(profile)), "--domain", str(self.domain)]
+        self._common_flags += ["--discovery", discovery]
+        self._flags: dict[str, list[str]] = {}
         self.children: dict[str, Child] = {}
         try:
-            self._start(flags, scene)
+            self._start()
         except BaseException:
             self.close()
             raise
 
-    def _start(self, flags: list[str], scene: str | Path | None) -> None:
-        def start(module: str, *more: str) -> None:
-            self.children[module] = Child(module, [*flags, *more], self.log_folder)
-
-        start("policy_node", "--bundle", str(self.bundle))
+    def _start(self) -> None:
+        more: dict[str, list[str]] = {"policy_node": ["--bundle", str(self.bundle)], "safety_node": []}
         if self.scene is not None:
-            start("mujoco_robot", "--scene", str(scene))
-        start("safety_node")
+            more["mujoco_robot"] = ["--scene", str(self.scene.xml.parent)]
         if self.record is not None:
             poses = [*self.scene.bodies, *self.scene.sites] if self.scene is not None else []
-            start("recorder", "--out", str(self.record), "--poses", *poses)
+            more["recorder"] = ["--out", str(self.record), "--poses", *poses]
+        for module, flags in more.items():
+            self._flags[module] = [*self._common_flags, *flags]
+            self.children[module] = Child(module, self._flags[module], self.log_folder)
+        self._await_ready()
+
+    def restart(self, module: str) -> None:
+        """End one of the processes, if it has not ended, and start it anew (`policy_node`, `safety_node`, ...)."""
+        self.children[module].end()
+        if module == "policy_node":
+            self.contract = None
+        elif module == "safety_node":
+            self.state = {}
+        self.children[module] = Child(module, self._flags[module], self.log_folder)
+        self._await_ready()
+
+    def _await_ready(self) -> None:
+        joints = self.profile.topics.joint_states
         self._await(lambda: self.contract is not None, START_TIMEOUT, "the policy process to load its bundle")
         self._await(lambda: "state" in self.state, START_TIMEOUT, "the safety process")
-        self._await(
-            lambda: self._joint_stamp_ns > 0, START_TIMEOUT, f"joint states on {self.profile.topics.joint_states}"
-        )
+        self._await(lambda: self._joint_stamp_ns > 0, START_TIMEOUT, f"joint states on {joints}")
         if self.scene is not None:
             self._await(lambda: self._reset.matched > 0, START_TIMEOUT, "the robot process to take resets")
         if self.record is not None:

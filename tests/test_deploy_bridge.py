@@ -85,56 +85,69 @@ def test_two_episodes_are_run_and_recorded(parts: dict[str, Path], tmp_path: Pat
     }
 
 
+@pytest.fixture(scope="module")
+def deployment(parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with Deployment(**parts, log_folder=tmp_path_factory.mktemp("logs")) as running:
+        yield running
+
+
 @pytest.fixture
-def running(parts: dict[str, Path], tmp_path: Path) -> Iterator[tuple[Deployment, list]]:
-    """A deployment whose arm is moving, and the (monotonic s, joint speed [rad/s]) it reports."""
-    speeds: list[tuple[float, float]] = []
+def speeds(deployment: Deployment) -> list[tuple[float, float]]:
+    """(monotonic s, joint speed [rad/s]) as the robot reports them; the arm is moving."""
+    found: list[tuple[float, float]] = []
 
     def keep(data: bytes, at: int) -> None:
-        speeds.append((at * 1e-9, float(np.abs(m.read_joint_state(data).velocity[:2]).max())))
+        found.append((at * 1e-9, float(np.abs(m.read_joint_state(data).velocity[:2]).max())))
 
-    with Deployment(**parts, log_folder=tmp_path / "logs") as deployment:
-        deployment._transport.subscriber("/joint_states", m.JOINT_STATE, LATEST, keep)
-        deployment.reset(None)
-        deployment.request("arm", "ARMED")
-        deployment.request("run", "RUNNING")
-        end = time.monotonic() + 10
-        while (not speeds or speeds[-1][1] < 0.25) and time.monotonic() < end:
-            time.sleep(0.02)
-        assert speeds[-1][1] >= 0.25
-        yield deployment, speeds
+    deployment._transport.subscriber("/joint_states", m.JOINT_STATE, LATEST, keep)
+    deployment.reset(None)
+    deployment.request("arm", "ARMED")
+    deployment.request("run", "RUNNING")
+    end = time.monotonic() + 10
+    while (not found or found[-1][1] < 0.25) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert found[-1][1] >= 0.25
+    return found
 
 
-@pytest.mark.parametrize("process", ["policy_node", "safety_node"])
-def test_a_killed_process_stops_the_arm_within_300_ms(running: tuple[Deployment, list], process: str) -> None:
-    deployment, speeds = running
-    killed_at = time.monotonic()
-    os.kill(deployment.children[process].process.pid, signal.SIGKILL)
-    time.sleep(0.7)
-    after = [(t - killed_at, speed) for t, speed in speeds if t > killed_at]
+def assert_stops_within_300_ms(speeds: list[tuple[float, float]], since: float) -> None:
+    after = [(t - since, speed) for t, speed in speeds if t > since]
     assert len(after) > 30
     assert max(speed for t, speed in after if t > 0.3) < 0.03
-    if process == "policy_node":
-        assert deployment.state["state"] == "HOLD"
-    with pytest.raises(EmbodiedError, match=f"The {process} process ended"):
+
+
+def test_a_killed_safety_process_stops_the_arm_within_300_ms(deployment: Deployment, speeds: list) -> None:
+    killed_at = time.monotonic()
+    os.kill(deployment.children["safety_node"].process.pid, signal.SIGKILL)
+    time.sleep(0.7)
+    assert_stops_within_300_ms(speeds, killed_at)
+    deployment.restart("safety_node")
+    assert deployment.state["state"] == "INACTIVE"
+
+
+def test_ending_the_safety_process_politely_brakes_and_exits_zero(deployment: Deployment, speeds: list) -> None:
+    ended_at = time.monotonic()
+    deployment.children["safety_node"].end()
+    assert deployment.children["safety_node"].process.returncode == 0
+    time.sleep(0.5)
+    assert_stops_within_300_ms(speeds, ended_at)
+    deployment.restart("safety_node")
+
+
+def test_a_killed_policy_process_stops_the_arm_within_300_ms(deployment: Deployment, speeds: list) -> None:
+    killed_at = time.monotonic()
+    os.kill(deployment.children["policy_node"].process.pid, signal.SIGKILL)
+    time.sleep(0.7)
+    assert_stops_within_300_ms(speeds, killed_at)
+    assert deployment.state["state"] == "HOLD"
+    with pytest.raises(EmbodiedError, match="The policy_node process ended"):
         deployment.request("run", "NEVER", timeout=2.0)
 
 
-def test_ending_the_safety_process_politely_brakes_and_exits_zero(running: tuple[Deployment, list]) -> None:
-    deployment, speeds = running
-    deployment.children["safety_node"].end()
-    assert deployment.children["safety_node"].process.returncode == 0
-    time.sleep(0.3)
-    assert speeds[-1][1] < 0.03
-
-
 def test_a_child_that_cannot_start_is_quoted(parts: dict[str, Path], tmp_path: Path) -> None:
-    config = json.loads((parts["bundle"] / "contract.json").read_text())
-    altered = tmp_path / "altered"
-    subprocess.run(["cp", "-r", str(parts["bundle"]), str(altered)], check=True)
-    (altered / "contract.json").write_text(json.dumps(config | {"control_dt": 0.2}))
-    with pytest.raises(EmbodiedError, match=r"policy_node process ended(.|\n)*contract.json was altered"):
-        Deployment(altered, parts["profile"], parts["scene"], log_folder=tmp_path)
+    other = write_scene(tmp_path / "other", gripper=None)
+    with pytest.raises(EmbodiedError, match=r"mujoco_robot process ended(.|\n)*has joints shoulder, elbow, finger"):
+        Deployment(parts["bundle"], parts["profile"], other, log_folder=tmp_path)
 
 
 def test_wrong_arguments_start_nothing(parts: dict[str, Path], tmp_path: Path) -> None:
