@@ -243,6 +243,37 @@ def test_two_runs_in_one_folder_are_refused_and_a_killed_one_lets_go(tmp_path: P
     assert CALLS == ["a", "b", "c"]
 
 
+def test_the_shipped_pipeline_is_sound(tmp_path: Path) -> None:
+    """Every stage's keys are right, and what it reads is written by an earlier stage or comes with the package."""
+    from embodied.pipeline import plan_stages
+    from embodied.quickstart import PIPELINE as SHIPPED
+
+    stages = plan_stages(load_yaml(SHIPPED), Run(SHIPPED), tmp_path)
+    written: set[Path] = set()
+    for stage in stages:
+        for path in stage.touches.reads:
+            assert SHIPPED.parent in path.parents or any(p in written for p in (path, *path.parents)), (
+                stage.name,
+                path,
+            )
+        written |= set(stage.touches.writes)
+    names = [stage.verb for stage in stages]
+    for verb in (
+        "sim collect",
+        "pretrain",
+        "label clip",
+        "train iql",
+        "train bc",
+        "eval",
+        "deploy",
+        "data import",
+        "report",
+    ):
+        assert verb in names
+    assert names[-1] == "report"
+    assert all(tmp_path in path.parents for path in written)
+
+
 def test_fingerprint_of_a_folder_sees_names_sizes_and_times(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
