@@ -144,8 +144,8 @@ class BundlePolicy:
     def act_batch(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
         """The same for B observations at once: values (B, ...) -> actions (B, A)."""
         parts = [
-            torch.from_numpy(_take(observations, key, spec).astype(np.float32, copy=False)).flatten(1)
-            for key, spec in self.observation_spec.items()
+            torch.from_numpy(value.reshape(len(value), -1).astype(np.float32, copy=False))
+            for value in (_take(observations, key, spec) for key, spec in self.observation_spec.items())
         ]  # (B, D_key) each
         with torch.inference_mode():
             for camera, spec in self.image_spec.items():

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +80,11 @@ class StackedMLP(nn.Module):
     ) -> None:
         super().__init__()
         last = len(sizes) - 2
-        self.layers = nn.ModuleList(
+        layers = nn.ModuleList(
             StackedLinear(seeds, i, o, members, final_gain if n == last else math.sqrt(2))
             for n, (i, o) in enumerate(itertools.pairwise(sizes))
         )
+        self.layers = cast("Sequence[StackedLinear]", layers)  # torch's ModuleList forgets what it holds
         self.num_active = len(self.layers) - (0 if activate_final else 1)
         self.norms = nn.ModuleList(
             StackedLayerNorm(len(seeds) * members, size) for size in sizes[1 : 1 + self.num_active] if layer_norm
@@ -202,7 +204,7 @@ class EncoderConfig:
 
     image_size: tuple[int, int] = (64, 64)
     channels: tuple[int, ...] = (16, 32, 64)
-    embedding_size: int = 128
+    embedding_size: int = 256
 
 
 class ImageEncoder(nn.Module):
@@ -217,9 +219,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.patch = nn.Conv2d(3, config.channels[0], 4, stride=4)
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 4, stride=2, padding=1) for i, o in itertools.pairwise(config.channels)
-        )
+        convs = nn.ModuleList(nn.Conv2d(i, o, 4, stride=2, padding=1) for i, o in itertools.pairwise(config.channels))
+        self.convs = cast("Sequence[nn.Conv2d]", convs)
         height, width = (size // 4 // 2 ** len(self.convs) for size in config.image_size)
         self.project = nn.Linear(config.channels[-1] * height * width, config.embedding_size)
         self.norm = nn.LayerNorm(config.embedding_size)

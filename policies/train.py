@@ -13,11 +13,12 @@ from torch import Tensor
 
 from embodied.contracts.batch import Batch
 from embodied.contracts.errors import ConfigError, InputError, suggest
+from embodied.contracts.specs import DatasetSpec
 from embodied.policies import bc, iql
 from embodied.policies.bundle import PolicyContract, save_policy
 from embodied.policies.loop import Progress, philox, run_loop
 from embodied.policies.networks import ImageEncoder
-from embodied.policies.normalize import normalize_rewards
+from embodied.policies.normalize import apply_statistics, fit_statistics, normalize_rewards
 
 BLOCK = 64  # steps whose indices are drawn at once, per seed
 
@@ -80,6 +81,49 @@ class TransitionData:
                 digest.update(f"{field.name}{value.shape}{value.dtype}".encode())
                 digest.update(np.ascontiguousarray(value).data)
         return digest.hexdigest()
+
+
+def policy_inputs(
+    spec: DatasetSpec,
+    values: Mapping[str, np.ndarray],
+    embeddings: Mapping[str, np.ndarray],
+    joint_names: Sequence[str] = (),
+    rows: np.ndarray | None = None,
+) -> tuple[np.ndarray, PolicyContract]:
+    """The network's input for every frame, and the contract that repeats it on the robot. One place fixes the order.
+
+    Args:
+        values: low-dimensional keys in the wanted order, (F, ...) each, SI units.
+        embeddings: camera -> (F, E), from `encode_frames`.
+        joint_names: of the joint keys; by default the names in the spec of the first key that has some.
+        rows: frames the statistics are taken over (those trained on); all by default.
+
+    Returns:
+        (F, D) float32 normalised observations, and the contract.
+
+    Raises:
+        InputError: a key or camera the spec does not have, or a dataset without actions.
+    """
+    if spec.action is None:
+        raise InputError("These episodes have no actions: they can be pre-trained on, not cloned or improved.")
+    for name, known in [(k, spec.observations) for k in values] + [(c, spec.images) for c in embeddings]:
+        if name not in known:
+            raise InputError(f"The dataset has no '{name}'.{suggest(name, known)}")
+    arrays = {**values, **{f"images/{camera}": array for camera, array in embeddings.items()}}
+    normalizer = {key: fit_statistics(array if rows is None else array[rows]) for key, array in arrays.items()}
+    columns = [apply_statistics(array.reshape(len(array), -1), normalizer[key]) for key, array in arrays.items()]
+    if not joint_names:
+        joint_names = next((spec.observations[key].names for key in values if spec.observations[key].names), ())
+    contract = PolicyContract(
+        observations={key: spec.observations[key] for key in values},
+        images={camera: spec.images[camera] for camera in embeddings},
+        action=spec.action,
+        control_dt=spec.control_dt,
+        normalizer=normalizer,
+        joint_names=tuple(joint_names),
+        environment=spec.environment,
+    )
+    return np.concatenate(columns, 1), contract
 
 
 def make_config(learner: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Any:

@@ -7,9 +7,11 @@ import torch
 from embodied.contracts.batch import Batch
 from embodied.policies.bc import BC, BCConfig
 from embodied.policies.iql import IQL, PRESETS, IQLConfig
+from embodied.policies.networks import Actor, Critic, Value
 
 torch.set_num_threads(1)
 D, A, B = 3, 2, 16
+KEYS = ("observations", "actions", "rewards", "masks", "next_observations")
 
 
 def random_batch(seeds: int, seed: int = 0) -> Batch:
@@ -34,7 +36,7 @@ def _double():
 class Net:
     """One hidden ReLU layer in NumPy, with its gradient and Adam: written without torch."""
 
-    def __init__(self, module: torch.nn.Module, entry: int = 0) -> None:
+    def __init__(self, module: Actor | Critic | Value, entry: int = 0) -> None:
         layers = module.mlp.layers
         self.p = [t[entry].detach().numpy().copy() for layer in layers for t in (layer.weight, layer.bias)]
         self.m = [np.zeros_like(p) for p in self.p]
@@ -69,7 +71,7 @@ def test_two_updates_equal_a_numpy_reference_in_the_authors_order() -> None:
     for k in range(2):
         batch = random_batch(1, k)
         metrics = learner.update(batch)
-        s, a, r, mask, n = (batch[key][0].numpy() for key in Batch.__annotations__)
+        s, a, r, mask, n = (batch[key][0].numpy() for key in KEYS)
         a = np.clip(a, -1 + 1e-5, 1 - 1e-5)
         sa = np.concatenate([s, a], 1)
         q = np.minimum(targets[0](sa), targets[1](sa))[:, 0]
@@ -118,7 +120,7 @@ def test_stacked_training_equals_separate_training() -> None:
         batch = random_batch(3, k)
         metrics = stack.update(batch)
         for i, single in enumerate(singles):
-            alone = single.update({key: value[i : i + 1] for key, value in batch.items()})
+            alone = single.update(Batch(**{key: batch[key][i : i + 1] for key in KEYS}))
             for name in metrics:
                 assert metrics[name].shape == (3,)
                 assert metrics[name][i].item() == pytest.approx(alone[name].item(), rel=1e-9), name
@@ -169,7 +171,7 @@ def point_batches(seed: int, size: int = 5000):
     tensors = {k: torch.as_tensor(v, dtype=torch.float64) for k, v in arrays.items()}
     while True:
         i = rng.integers(size, size=(2, 128))
-        yield {k: v[i] for k, v in tensors.items()}
+        yield Batch(**{k: tensors[k][i] for k in KEYS})
 
 
 def train_point(learner: IQL | BC, steps: int = 400) -> np.ndarray:

@@ -14,12 +14,13 @@ import pytest
 import torch
 
 from embodied.contracts.errors import ConfigError, InputError, TrainingError
-from embodied.contracts.specs import ActionSpec, ArraySpec
+from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
 from embodied.policies.bc import BCConfig
-from embodied.policies.bundle import PolicyContract, load_policy
+from embodied.policies.bundle import PolicyContract, load_policy, save_policy
 from embodied.policies.iql import IQLConfig
 from embodied.policies.loop import philox, read_metrics
-from embodied.policies.train import TransitionData, batch_sampler, make_config, train
+from embodied.policies.networks import Actor, EncoderConfig, ImageEncoder, generators
+from embodied.policies.train import TransitionData, batch_sampler, make_config, policy_inputs, train
 
 torch.set_num_threads(1)
 SMALL = {"hidden_sizes": (16, 16), "batch_size": 16}
@@ -71,7 +72,7 @@ def test_bundles_metrics_and_summary(tmp_path: Path) -> None:
     policies = [load_policy(tmp_path / name) for name in record["bundles"]]
     observation = {"joint_position": np.zeros(5, np.float32)}
     actions = [policy.act(observation) for policy in policies]
-    assert not np.allclose(*actions)
+    assert not np.allclose(actions[0], actions[1])
     assert policies[1].provenance["seed"] == 11
     assert policies[1].provenance["dataset"] == "abc"
     assert policies[1].provenance["reward_normalization"]["method"] == "quantile"
@@ -85,6 +86,39 @@ def test_a_seed_does_not_depend_on_the_seeds_beside_it(tmp_path: Path) -> None:
     both, alone = (load_policy(tmp_path / run / "seed_011") for run in ("both", "alone"))
     observation = {"joint_position": np.ones(5, np.float32)}
     np.testing.assert_allclose(both.act(observation), alone.act(observation), atol=1e-5)
+
+
+def test_policy_inputs_and_contract_give_the_policy_what_it_was_trained_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    spec = DatasetSpec(
+        {"joint_position": ArraySpec((3,), unit="rad", names=("a", "b", "c")), "opening": ArraySpec((), unit="m")},
+        {"wrist": ArraySpec((16, 16, 3), "uint8")},
+        ActionSpec((2,)),
+        0.1,
+        "lift",
+    )
+    frames = rng.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    encoder = ImageEncoder(EncoderConfig((16, 16), (4, 8), 8), generators([0])[0])
+    with torch.no_grad():
+        embeddings = encoder(torch.from_numpy(frames)).numpy()
+    values = {"opening": rng.uniform(0, 0.08, 20), "joint_position": 5 + rng.normal(size=(20, 3))}
+    observations, contract = policy_inputs(spec, values, {"wrist": embeddings}, rows=np.arange(15))
+    assert observations.shape == (20, 1 + 3 + 8)
+    np.testing.assert_allclose(observations[:15].mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(observations[:15, :4].std(0), 1, atol=1e-5)
+    assert contract.joint_names == ("a", "b", "c")
+    actor = Actor(generators([0]), 12, 2, (16,))
+    policy = load_policy(save_policy(tmp_path / "b", actor.state_dict(), contract, {}, {}, encoder))
+    with torch.no_grad():
+        trained = actor(torch.from_numpy(observations)[None])[0][0].numpy()
+    acted = [
+        policy.act({k: np.asarray(v[i]) for k, v in values.items()} | {"images/wrist": frames[i]})[0] for i in range(20)
+    ]
+    np.testing.assert_allclose(acted, trained, atol=1e-4)
+    with pytest.raises(InputError, match="Did you mean 'opening'"):
+        policy_inputs(spec, {"openning": values["opening"]}, {})
+    with pytest.raises(InputError, match="no actions"):
+        policy_inputs(dataclasses.replace(spec, action=None), values, {})
 
 
 def test_batches_follow_the_indices() -> None:
