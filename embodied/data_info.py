@@ -44,3 +44,18 @@ def summary(store: Any) -> dict[str, Any]:
         "cameras": list(store.spec.images),
         "fingerprint": store.fingerprint,
     }
+
+
+def label_summary(label: Any) -> dict[str, Any]:
+    """The few facts that a verb which made a label set reports."""
+    return {
+        "label": label.name,
+        "frames": len(label.score),
+        "score": {
+            "min": float(label.score.min()),
+            "mean": float(label.score.mean()),
+            "max": float(label.score.max()),
+        },
+        "alignment": label.alignment,
+        "labeller": label.provenance["labeller"],
+    }

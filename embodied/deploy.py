@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
+import embodied
 from embodied.config import to_json
 from embodied.contracts.errors import InputError
 from embodied.evaluate import bundles
@@ -51,9 +52,9 @@ class Deploy:
 
 
 def touches(config: Deploy) -> Touches:
-    profile = Path(config.robot)
-    reads = (config.bundle, profile) if profile.is_file() else (config.bundle,)
-    return Touches(reads, tuple(path for path in (config.out, config.record) if path))
+    shipped = Path(embodied.__file__).parent / "robot_bridge" / f"{config.robot}.yaml"
+    profile = Path(config.robot) if Path(config.robot).is_file() else shipped
+    return Touches((config.bundle, profile), tuple(path for path in (config.out, config.record) if path))
 
 
 def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:

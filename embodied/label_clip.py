@@ -53,8 +53,8 @@ def touches(config: LabelClip) -> Touches:
 
 def label_clip(config: LabelClip, progress: Progress) -> dict[str, Any]:
     import embodied.vlm_rewards.label_store as rewards
+    from embodied.data_info import label_summary
     from embodied.datasets.store import EpisodeStore
-    from embodied.label_truth import summary
 
     label = rewards.label_clip(
         EpisodeStore(config.store),
@@ -69,4 +69,4 @@ def label_clip(config: LabelClip, progress: Progress) -> dict[str, Any]:
         device=config.device,
         progress=progress,
     )
-    return summary(label)
+    return label_summary(label)

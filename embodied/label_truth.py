@@ -32,6 +32,7 @@ def touches(config: LabelTruth) -> Touches:
 
 def label_truth(config: LabelTruth, progress: Progress) -> dict[str, Any]:
     from embodied.contracts.provenance import provenance
+    from embodied.data_info import label_summary
     from embodied.datasets.labels import LabelWriter
     from embodied.datasets.store import EpisodeStore
     from embodied.sim.suites import true_reward
@@ -45,19 +46,4 @@ def label_truth(config: LabelTruth, progress: Progress) -> dict[str, Any]:
     for index, start, stop in writer.blocks():
         writer.write_block(index, scores[start:stop])
         progress(stop, store.num_frames, "frames labelled with the true reward")
-    return summary(writer.finish(frames=store.num_frames))
-
-
-def summary(label: Any) -> dict[str, Any]:
-    """The few facts that a verb which made a label set reports."""
-    return {
-        "label": label.name,
-        "frames": len(label.score),
-        "score": {
-            "min": float(label.score.min()),
-            "mean": float(label.score.mean()),
-            "max": float(label.score.max()),
-        },
-        "alignment": label.alignment,
-        "labeller": label.provenance["labeller"],
-    }
+    return label_summary(writer.finish(frames=store.num_frames))

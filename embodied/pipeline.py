@@ -7,14 +7,16 @@
 
 Besides `verb`, a stage's keys are those of the verb's dataclass. `{out}` is the output folder, `{here}` the file's own.
 
-A stage's key is a hash of the verb, its whole configuration, its inputs and the code it uses. An input that an earlier
+A stage's key is a hash of the verb, its whole configuration, its inputs and the code it imports. An input that an earlier
 stage writes counts with that stage's key, so a change runs everything that depends on it and nothing else; other inputs
 count with their fingerprint. `OUT/.stages/<stage>.json` holds the key of the last start and, once done, the result. An
 interrupted stage is called again with its partial work in place: every verb resumes.
 """
 
+import ast
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import inspect
 import json
@@ -37,6 +39,7 @@ from embodied.progress import Progress, duration
 from embodied.verbs import VERBS, LoadedVerb, Touches, find_verb
 
 ROOT = Path(embodied.__file__).parent
+PLUMBING = {"verbs.py", "progress.py", "config.py", "pipeline.py"}  # decide how a verb is called, not what it makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,14 +231,42 @@ def _check_order(stages: list[Stage], pipeline: Path) -> None:
 
 
 def code_key(verb: str) -> str:
-    """Hash of the source that decides a verb's result: contracts, its own file, and what `VERBS` names."""
-    files = [Path(inspect.getfile(VERBS[verb].load().run)), *sorted((ROOT / "contracts").glob("*.py"))]
-    for name in VERBS[verb].code:
-        files += [ROOT / name] if "." in name else sorted((ROOT / name).glob("*.py"))
+    """Hash of the source that decides a verb's result: its file, what that imports of this project, and `Verb.code`."""
+    entry = VERBS[verb]
+    files = {Path(inspect.getfile(entry.load().run))}
+    for name in entry.code:
+        files |= {ROOT / name} if "." in name else set((ROOT / name).glob("*.py"))
     digest = hashlib.sha256()
-    for path in files:
+    for path in sorted(_imported(files), key=lambda path: (path.parent.name, path.name)):
         digest.update(f"{path.parent.name}/{path.name}".encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _imported(files: set[Path]) -> set[Path]:
+    """`files` and the project's files that they import, at any depth; imports inside functions count."""
+    found: set[Path] = set()
+    waiting = set(files)
+    while waiting:
+        path = waiting.pop()
+        found.add(path)
+        if path.suffix == ".py":
+            waiting |= _imports_of(path, path.stat().st_mtime_ns) - found
+    return found
+
+
+@functools.lru_cache(maxsize=1024)
+def _imports_of(path: Path, mtime_ns: int) -> frozenset[Path]:
+    del mtime_ns  # part of the cache's key only
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    inside = (
+        ROOT / (name.removeprefix("embodied.").replace(".", "/") + ".py") for name in names if "embodied." in name
+    )
+    return frozenset(file for file in inside if file.name not in PLUMBING and file.is_file())
 
 
 def _input_key(path: Path, written: Mapping[Path, str]) -> str:

@@ -35,12 +35,12 @@ class Touches:
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """Where a verb is, what help says, and whose code decides its result.
+    """Where a verb is and what help says.
 
     Attributes:
         target: `module:function`.
         summary: one line.
-        code: rooms and front-door files (beside contracts and the verb's own file) that a cached result depends on.
+        code: rooms and files that a cached result depends on, beside the verb's file and what that imports.
     """
 
     target: str
@@ -68,40 +68,21 @@ class LoadedVerb:
 VERBS: dict[str, Verb] = {
     "quickstart": Verb("embodied.quickstart:quickstart", "the whole loop, offline, in minutes"),
     "run": Verb("embodied.pipeline:run", "run the stages of a pipeline file; unchanged ones are skipped"),
-    "data import": Verb("embodied.data_import:data_import", "read recordings into an EpisodeStore", ("datasets",)),
-    "data info": Verb("embodied.data_info:data_info", "what a store holds", ("datasets",)),
-    "sim collect": Verb(
-        "embodied.sim_collect:sim_collect", "record episodes in simulation", ("datasets", "sim", "policies")
-    ),
-    "pretrain": Verb(
-        "embodied.pretrain:pretrain", "value pre-training on frames alone (ICVF)", ("datasets", "policies")
-    ),
-    "label clip": Verb("embodied.label_clip:label_clip", "score every frame with CLIP", ("datasets", "vlm_rewards")),
-    "label truth": Verb(
-        "embodied.label_truth:label_truth", "the simulator's own reward, to compare with", ("datasets", "sim")
-    ),
-    "label audit": Verb(
-        "embodied.label_audit:label_audit", "does a label rise with true progress?", ("datasets", "sim", "vlm_rewards")
-    ),
-    "train bc": Verb("embodied.train:train_bc", "behaviour cloning, many seeds at once", ("datasets", "policies")),
-    "train iql": Verb("embodied.train:train_iql", "implicit Q-learning, many seeds at once", ("datasets", "policies")),
-    "eval": Verb(
-        "embodied.evaluate:evaluate",
-        "success in simulation, with intervals",
-        ("policies", "sim", "statistics.py", "video.py"),
-    ),
-    "compare": Verb("embodied.compare:compare", "intervals of several results side by side", ("statistics.py",)),
-    "robot sim": Verb("embodied.robot_sim:robot_sim", "a MuJoCo robot on the ROS 2 graph", ("robot_bridge", "sim")),
-    "deploy": Verb(
-        "embodied.deploy:deploy",
-        "run a bundle on the ROS 2 graph, safely",
-        ("robot_bridge", "sim", "policies", "statistics.py"),
-    ),
-    "report": Verb(
-        "embodied.report:report",
-        "one HTML page of what was run and found",
-        ("report_figures.py", "report.html", "datasets", "sim", "vlm_rewards"),
-    ),
+    "data import": Verb("embodied.data_import:data_import", "read recordings into an EpisodeStore"),
+    "data info": Verb("embodied.data_info:data_info", "what a store holds"),
+    "sim collect": Verb("embodied.sim_collect:sim_collect", "record episodes in simulation"),
+    "pretrain": Verb("embodied.pretrain:pretrain", "value pre-training on frames alone (ICVF)"),
+    "label clip": Verb("embodied.label_clip:label_clip", "score every frame with CLIP"),
+    "label truth": Verb("embodied.label_truth:label_truth", "the simulator's own reward, to compare with"),
+    "label audit": Verb("embodied.label_audit:label_audit", "does a label rise with true progress?"),
+    "train bc": Verb("embodied.train:train_bc", "behaviour cloning, many seeds at once"),
+    "train iql": Verb("embodied.train:train_iql", "implicit Q-learning, many seeds at once"),
+    "eval": Verb("embodied.evaluate:evaluate", "success in simulation, with intervals"),
+    "compare": Verb("embodied.compare:compare", "intervals of several results side by side"),
+    "robot sim": Verb("embodied.robot_sim:robot_sim", "a MuJoCo robot on the ROS 2 graph"),
+    # Its processes are started by name, so imports do not show them.
+    "deploy": Verb("embodied.deploy:deploy", "run a bundle on the ROS 2 graph, safely", ("robot_bridge",)),
+    "report": Verb("embodied.report:report", "one HTML page of what was run and found", ("report.html",)),
     "info": Verb("embodied.info:info", "versions and devices, for bug reports"),
 }
 

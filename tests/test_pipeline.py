@@ -143,6 +143,21 @@ def test_changed_code_runs_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert CALLS == ["a", "b", "c"]
 
 
+def test_code_that_counts_is_what_the_verb_imports() -> None:
+    from embodied.pipeline import ROOT, _imported
+
+    def names(verb: str) -> set[str]:
+        file = verbs.VERBS[verb].target.split(":")[0].removeprefix("embodied.") + ".py"
+        return {path.relative_to(ROOT).as_posix() for path in _imported({ROOT / file})}
+
+    assert {"policies/icvf.py", "policies/networks.py", "datasets/store.py", "contracts/specs.py"} <= names("pretrain")
+    assert not any(name.startswith(("sim/", "robot_bridge/", "vlm_rewards/")) for name in names("pretrain"))
+    assert "datasets/read_rosbag.py" in names("data import")
+    assert not any(name.startswith("sim/") for name in names("label clip"))
+    assert "sim/robosuite_lift.py" in names("sim collect")
+    assert "policies/iql.py" not in names("sim collect")
+
+
 def test_a_failed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     path, out = write(tmp_path), tmp_path / "out"
     with pytest.raises(InputError, match="asked to fail"):
