@@ -6,6 +6,7 @@ on standard error and exit code 2; a traceback is a bug.
 
 import errno
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -53,7 +54,7 @@ def _dispatch(words: list[str]) -> int:
     rest = [word for word in rest if word != "--json"]
     loaded = find_verb(name).load()
     result = loaded.run(_parse(name, loaded, rest), _progress())
-    print(json.dumps(result, indent=1, allow_nan=False) if as_json else _text(loaded, result))
+    print(json.dumps(_strict(result), indent=1, allow_nan=False) if as_json else _text(loaded, result))
     return 0
 
 
@@ -134,6 +135,15 @@ def _plain(boxed: str, name: str, loaded: LoadedVerb, words: list[str]) -> str:
         message.append(line)
     text = " ".join(message[:4]) or (lines[0] if lines else "the arguments cannot be read.")
     return f"{text}\nSee 'embodied {name} --help'."
+
+
+def _strict(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity: they become null."""
+    if isinstance(value, dict):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _text(loaded: LoadedVerb, result: dict[str, Any]) -> str:

@@ -7,8 +7,8 @@
 
 Besides `verb`, a stage's keys are those of the verb's dataclass. `{out}` is the output folder, `{here}` the file's own.
 
-A stage's key is a hash of the verb, its whole configuration, its inputs and the code it imports. An input that an earlier
-stage writes counts with that stage's key, so a change runs everything that depends on it and nothing else; other inputs
+A stage's key is a hash of the verb, its whole configuration, its inputs and the code it imports. An input that an
+earlier stage writes counts with that stage's key, so a change runs what depends on it and nothing else; other inputs
 count with their fingerprint. `OUT/.stages/<stage>.json` holds the key of the last start and, once done, the result. An
 interrupted stage is called again with its partial work in place: every verb resumes.
 """

@@ -111,6 +111,19 @@ def test_a_folder_that_cannot_be_written_is_an_error_not_a_traceback(
     expect_error(capsys, ["info"], "/some/file", "No space left on device")
 
 
+def test_json_has_null_where_a_number_is_not_finite(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import embodied.info
+
+    def undefined(config: embodied.info.Info, progress: object) -> dict[str, object]:
+        return {"a": float("nan"), "b": [1.5, (float("inf"),)]}
+
+    monkeypatch.setattr(embodied.info, "info", undefined)
+    assert main(["info", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": [1.5, [None]]}
+
+
 def test_an_interrupt_says_that_the_work_is_kept(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
