@@ -136,7 +136,7 @@ class PolicyNode:
         self.wake = threading.Event()
         self._joints: collections.deque[bytes] = collections.deque(maxlen=64)
         self._latest: dict[str, bytes] = {}
-        self._state, self._run, self._sequence = "", "", 0
+        self._state, self._runs, self._run, self._sequence = "", "", "", 0
         self.counts = {"chunks": 0, "stale": 0, "failed": 0}
         self._chunks = transport.publisher(CHUNK_TOPIC, messages.JOINT_TRAJECTORY, COMMAND)
         self._trigger = next(iter(policy.image_spec), "")
@@ -174,15 +174,14 @@ class PolicyNode:
         data = self._latest.pop("/state", None)
         if data is None:
             return
-        state = messages.read_diagnostics(data)["state"]
-        if state == self._state:
-            return
-        if self._state not in ACTIVE and state in ACTIVE:
+        values = messages.read_diagnostics(data)
+        state, runs = values["state"], values["runs"]
+        if runs != self._runs:  # counted, since a busy process may miss the states between two runs
             self._run, self._sequence = secrets.token_hex(4), 0
             self._pacer.restart()
-        if state not in ACTIVE or self._state not in ACTIVE or state == "HOLD":
-            self._targets.current = None  # starts from the command at which the arm stands
-        self._state = state
+        if runs != self._runs or state not in ACTIVE or state != self._state == "RUNNING":
+            self._targets.current = None  # the next chunk starts from where the arm is commanded to stand
+        self._state, self._runs = state, runs
 
     def _act(self) -> bool:
         images = {camera: messages.read_image(self._latest[camera]) for camera in self._policy.image_spec

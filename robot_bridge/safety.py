@@ -89,7 +89,7 @@ class SafetyFilter:
         self.filter = MotionFilter(limits, 1.0 / config.rate_hz)
         self.state, self.reason = State.INACTIVE, "started"
         self.motion: Motion | None = None
-        self.counts = {"chunks": 0, "rejected": 0, "clamped": 0, "holds": 0}
+        self.counts = {"runs": 0, "chunks": 0, "rejected": 0, "clamped": 0, "holds": 0}
         self._measured: tuple[np.ndarray, np.ndarray] | None = None
         self._measured_at = self._deadman_at = -np.inf
         self._estop = False
@@ -140,6 +140,7 @@ class SafetyFilter:
                     return cause
                 self._reference, self._chunk = None, None
                 self._deadline = now + self.config.first_chunk_timeout
+                self.counts["runs"] += 1
                 self._change(State.RUNNING, "operator")
             return ""
         if mode == "hold":

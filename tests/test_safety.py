@@ -131,7 +131,7 @@ def test_a_steady_chunk_stream_is_followed_with_little_lag() -> None:
             wanted.append(0.3 * (bench.now - 10.0))
     lag = np.mean(np.array(wanted)[50:] - np.array(bench.path)[50:, 0]) / 0.3
     assert -0.02 < lag < 0.04  # [s]
-    assert bench.filter.counts == {"chunks": 20, "rejected": 0, "clamped": 0, "holds": 0}
+    assert bench.filter.counts == {"runs": 1, "chunks": 20, "rejected": 0, "clamped": 0, "holds": 0}
 
 
 def test_silence_brings_the_arm_to_rest_in_time() -> None:
