@@ -101,8 +101,8 @@ class MotionFilter:
         velocity[still] = acceleration[still] = 0.0
         return Motion(np.array(out.new_position), velocity, acceleration)
 
-    def plan(self, motion: Motion, targets: Sequence[np.ndarray], every: int) -> Plan:
-        """From `motion`, one tick from now: follow `targets`, one per tick, then brake to rest.
+    def plan(self, motion: Motion, targets: Sequence[np.ndarray | None], every: int) -> Plan:
+        """From `motion`, one tick from now: follow `targets`, one per tick (None brakes), then brake to rest.
 
         Args:
             every: a point of the plan is kept every so many ticks; the first stands at `every` ticks from now.

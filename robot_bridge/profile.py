@@ -40,7 +40,8 @@ class Safety:
     Attributes:
         rate_hz: ticks of the filter [Hz].
         command_every: a command is sent every so many ticks.
-        look_ahead: the chunk is sampled this much ahead of now, which makes up for the filter's lag [s].
+        action_delay: a chunk's points are due this much after their times, about what it takes from the observation
+            to the arrival of the chunk, so that one chunk lasts until the next [s].
         chunk_horizon: how far past its arrival a chunk is executed without a newer one [s].
         chunk_timeout: HOLD this long after the last usable point [s].
         chunk_max_age: chunks from observations older than this are refused [s].
@@ -58,7 +59,7 @@ class Safety:
 
     rate_hz: float = 100.0
     command_every: int = 2
-    look_ahead: float = 0.03
+    action_delay: float = 0.03
     chunk_horizon: float = 0.15
     chunk_timeout: float = 0.15
     chunk_max_age: float = 0.5

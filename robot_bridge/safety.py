@@ -70,15 +70,21 @@ class Tick:
 class _Reference:
     """A piecewise linear path through knots; constant before the first and after the last."""
 
+    @property
+    def end(self) -> float:
+        return float(self.times[-1])
+
     def __init__(self, times: np.ndarray, positions: np.ndarray) -> None:
         self.times, self.positions = times, positions
 
-    def at(self, time: float) -> np.ndarray:
+    def at(self, time: float) -> tuple[np.ndarray, np.ndarray]:
+        """Position and velocity (J,)."""
         k = int(np.searchsorted(self.times, time))
         if k == 0 or k == len(self.times):
-            return self.positions[min(k, len(self.times) - 1)]
-        share = (time - self.times[k - 1]) / (self.times[k] - self.times[k - 1])
-        return self.positions[k - 1] + share * (self.positions[k] - self.positions[k - 1])
+            position = self.positions[min(k, len(self.times) - 1)]
+            return position, np.zeros_like(position)
+        velocity = (self.positions[k] - self.positions[k - 1]) / (self.times[k] - self.times[k - 1])
+        return self.positions[k - 1] + velocity * (time - self.times[k - 1]), velocity
 
 
 class SafetyFilter:
@@ -243,15 +249,15 @@ class SafetyFilter:
 
     def _timeline(self, chunk: Chunk, positions: np.ndarray, now: float) -> _Reference:
         """From where the reference is now through the chunk's coming points, up to the chunk horizon."""
-        start = now + self.config.look_ahead
         assert self.motion is not None
-        here = self._reference.at(start) if self._reference and self.state is State.RUNNING else self.motion.position
-        times = chunk.observed_at + np.asarray(chunk.times, np.float64)
+        running = self._reference is not None and self.state is State.RUNNING
+        here = self._reference.at(now)[0] if running and self._reference else self.motion.position
+        times = chunk.observed_at + np.asarray(chunk.times, np.float64) + self.config.action_delay
         path = _Reference(times, positions)
         end = min(times[-1], chunk.received_at + self.config.chunk_horizon)
-        inside = (times > start + 1e-3) & (times < end)
-        knots = [start, *times[inside], max(end, start + 1e-3)]
-        return _Reference(np.array(knots), np.stack([here, *positions[inside], path.at(end)]))
+        inside = (times > now + 1e-3) & (times < end)
+        knots = [now, *times[inside], max(end, now + 1e-3)]
+        return _Reference(np.array(knots), np.stack([here, *positions[inside], path.at(end)[0]]))
 
     # ---- the tick
 
@@ -299,15 +305,25 @@ class SafetyFilter:
             return f"{self.limits.names[int(np.argmax(error))]} does not follow: {error.max():.3f} rad off"
         return ""
 
-    def _target(self, time: float) -> tuple[np.ndarray, bool]:
-        """The clamped target (J,) at a time, and whether clamping changed it."""
+    def _target(self, time: float) -> tuple[np.ndarray | None, bool]:
+        """Where the filter should be able to stop (J,), and whether clamping changed it; None: brake.
+
+        The filter always plans to stop at its target. A target ahead of the reference by the distance that stopping
+        from the reference's velocity takes makes it follow without lag; at the end of the path it brakes.
+        """
         assert self._reference is not None
         assert self._measured is not None
-        wanted = self._reference.at(time + self.config.look_ahead)
+        if time > self._reference.end:
+            return None, False
+        position, velocity = self._reference.at(time)
+        velocity = np.clip(velocity, -self.limits.velocity, self.limits.velocity)
+        wanted = position + velocity * np.abs(velocity) / (2 * self.limits.acceleration)
         step = self.limits.max_step
         target = np.clip(wanted, self._measured[0] - step, self._measured[0] + step)
-        target = self.limits.clip_position(target)
-        return target, bool(np.abs(target - wanted).max() > 1e-9)
+        clamped = bool(np.abs(target - wanted).max() > 1e-9)
+        return self.limits.clip_position(target), clamped or bool(
+            (position != self.limits.clip_position(position)).any()
+        )
 
     def _move(self, now: float) -> Plan | None:
         following = self.state is State.RUNNING and self._reference is not None

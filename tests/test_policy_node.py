@@ -312,3 +312,22 @@ def test_estop_over_the_topic(tmp_path: Path) -> None:
     assert loop.speed < 0.02
     loop.send("run")
     assert loop.state is State.ESTOP
+
+
+def test_a_run_that_starts_unseen_starts_from_where_the_arm_stands(tmp_path: Path) -> None:
+    """A busy policy process sees RUNNING, then RUNNING again: the targets of the first run are no longer true."""
+    loop = Loop(tmp_path).start()
+    loop.run(1.0)
+    policy, loop.policy = loop.policy, None
+    loop.send("stop")
+    loop.run(0.3)
+    loop.send("reset")
+    loop.operator.publisher("/sim/reset", m.STRING, DEFAULT).write(m.json_string({"id": 1}))
+    loop.run(0.1)
+    loop.send("arm")
+    loop.send("run")
+    loop.policy, before = policy, len(loop.chunks)
+    loop.run(0.15)
+    np.testing.assert_allclose(loop.chunks[before].positions[0], [0.15, -0.23, 0.04], atol=2e-3)
+    assert loop.chunks[before].frame_id.endswith(":1")
+    assert loop.state is State.RUNNING
