@@ -215,8 +215,8 @@ def joint_trajectory(trajectory: Trajectory) -> bytes:
         nanoseconds = round(float(seconds) * 1e9)
         duration = _new("builtin_interfaces/msg/Duration", nanoseconds // 10**9, nanoseconds % 10**9)
         position = np.ascontiguousarray(trajectory.positions[k], np.float64)
-        has_velocity = trajectory.velocities is not None
-        velocity = np.ascontiguousarray(trajectory.velocities[k], np.float64) if has_velocity else empty
+        velocities = trajectory.velocities
+        velocity = np.ascontiguousarray(velocities[k], np.float64) if velocities is not None else empty
         points.append(
             _new("trajectory_msgs/msg/JointTrajectoryPoint", position, velocity, empty, empty, duration),
         )

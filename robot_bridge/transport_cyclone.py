@@ -115,7 +115,10 @@ class CycloneSubscriber:
     """One DDS reader; `matched` counts the publishers that reach it."""
 
     def __init__(self, topic: str, reader: Any, callback: Callback) -> None:
+        from cyclonedds.core import InstanceState, ReadCondition, SampleState, ViewState
+
         self.topic, self.entity, self.callback = topic, reader, callback
+        self.condition = ReadCondition(reader, SampleState.Any | ViewState.Any | InstanceState.Any)
 
     @property
     def matched(self) -> int:
@@ -195,14 +198,12 @@ class CycloneTransport:
 
     def subscriber(self, topic: str, message_type: str, qos: QosProfile, callback: Callback) -> CycloneSubscriber:
         """A subscription; `callback(data, received_monotonic_ns)` runs on the dispatcher thread."""
-        from cyclonedds.core import InstanceState, ReadCondition, SampleState, ViewState
         from cyclonedds.sub import DataReader
 
         with self._lock:
             settings = _dds_qos(qos, writer=False, message_type=message_type)
             reader = DataReader(self._participant, self._topic(f"rt{topic}", message_type), settings)
             subscriber = CycloneSubscriber(topic, reader, callback)
-            subscriber.condition = ReadCondition(reader, SampleState.Any | ViewState.Any | InstanceState.Any)
             self._subscribers.append(subscriber)
             self._waitset.attach(subscriber.condition)
             self._announce()
@@ -256,4 +257,4 @@ class CycloneTransport:
         self._guard.set(True)
         self._thread.join(timeout=3)
         # Deleting the participant deletes its entities; the wheel's objects then only forget their handles.
-        self._participant._delete(self._participant._ref)
+        self._participant._delete(self._participant._ref)  # type: ignore[operator]

@@ -329,6 +329,11 @@ def test_a_plan_ends_at_rest_by_itself_soon() -> None:
     np.testing.assert_allclose(plan.times[:2], [0.02, 0.04])
     assert plan.times[-1] < 0.04 + 2.0 / 10.0 + 0.05
     assert not plan.velocities[-1].any()
+    assert (
+        plan.positions[-1][0] - plan.positions[1][0] > 0.8 * plan.velocities[1][0] ** 2 / 20.0
+    )  # it brakes, not jumps
+    deceleration = np.diff(plan.velocities[1:], axis=0) / np.diff(plan.times[1:])[:, None]
+    assert (np.abs(deceleration) < 1.05 * LIMITS.acceleration).all()
     still = motion.plan(motion.rest(np.ones(2)), [], every=2)
     np.testing.assert_allclose(still.times, [0.02])
     np.testing.assert_array_equal(still.positions, [[1.0, 1.0]])
