@@ -48,8 +48,8 @@ class ICVFConfig:
 
     discount: float = 0.98
     expectile: float = 0.9
-    target_update_rate: float = 0.005
-    learning_rate: float = 3e-4
+    target_update_rate: float = 0.02
+    learning_rate: float = 1e-3
     epsilon: float = 1e-8
     batch_size: int = 64
     hidden_sizes: tuple[int, ...] = (128, 128)
@@ -60,9 +60,15 @@ class ICVFConfig:
 
 
 PRESETS: dict[str, ICVFConfig] = {
-    "short": ICVFConfig(),  # thousands of steps on a CPU
-    "paper-images": ICVFConfig(0.99, learning_rate=5e-5, epsilon=3.125e-4, hidden_sizes=(256, 256)),  # a million steps
-    "paper-states": ICVFConfig(0.99, batch_size=256, hidden_sizes=(256, 256)),
+    # Thousands of steps on a CPU. The published rates do not move V in that time; with these, a linear read-out of the
+    # embedding located an object on held-out episodes better after 1000 steps than with 3e-4 and 0.005 after 2500.
+    "short": ICVFConfig(),
+    "paper-images": ICVFConfig(
+        0.99, target_update_rate=0.005, learning_rate=5e-5, epsilon=3.125e-4, hidden_sizes=(256, 256)
+    ),  # a million steps
+    "paper-states": ICVFConfig(
+        0.99, target_update_rate=0.005, learning_rate=3e-4, batch_size=256, hidden_sizes=(256, 256)
+    ),
 }
 
 

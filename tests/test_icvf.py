@@ -19,6 +19,11 @@ torch.set_num_threads(1)
 TINY = EncoderConfig((16, 16), (4, 8), 8)
 
 
+def assert_close(a: torch.Tensor, b: torch.Tensor, rtol: float = 1e-6, atol: float = 1e-6) -> None:
+    """Without torch.testing, which imports sympy for seconds."""
+    np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=rtol, atol=atol)
+
+
 class ChainSampler:
     """Episodes of `length` frames one after another; goals as the reference samples them. Counter-based."""
 
@@ -107,7 +112,7 @@ def test_target_moves_towards_the_online_weights_before_the_step() -> None:
     old_target = [p.clone() for p in learner.target.parameters()]
     learner.update(batch)
     for target, old, online in zip(learner.target.parameters(), old_target, before, strict=True):
-        torch.testing.assert_close(target, 0.75 * old + 0.25 * online, atol=1e-6, rtol=1e-6)
+        assert_close(target, 0.75 * old + 0.25 * online, atol=1e-6, rtol=1e-6)
     assert not any(p.requires_grad for p in learner.target.parameters())
 
 

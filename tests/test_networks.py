@@ -19,6 +19,11 @@ from embodied.policies.networks import (
 torch.set_num_threads(1)
 
 
+def assert_close(a: torch.Tensor, b: torch.Tensor, rtol: float = 1e-6, atol: float = 1e-6) -> None:
+    """Without torch.testing, which imports sympy for seconds."""
+    np.testing.assert_allclose(a.detach().numpy(), b.detach().numpy(), rtol=rtol, atol=atol)
+
+
 def test_stack_of_three_seeds_draws_and_computes_what_three_single_networks_do() -> None:
     seeds = [5, 0, 9]
     stack = StackedMLP(generators(seeds), (4, 8, 8, 3), members=2, layer_norm=True)
@@ -27,7 +32,7 @@ def test_stack_of_three_seeds_draws_and_computes_what_three_single_networks_do()
         single = StackedMLP(generators([seed]), (4, 8, 8, 3), members=2, layer_norm=True)
         for a, b in zip(stack.parameters(), single.parameters(), strict=True):
             assert torch.equal(a[2 * s : 2 * s + 2], b)
-        torch.testing.assert_close(stack(x)[2 * s : 2 * s + 2], single(x[2 * s : 2 * s + 2]), atol=1e-6, rtol=1e-6)
+        assert_close(stack(x)[2 * s : 2 * s + 2], single(x[2 * s : 2 * s + 2]), atol=1e-6, rtol=1e-6)
     assert not torch.equal(stack.layers[0].weight[0], stack.layers[0].weight[1])  # members of one seed differ
 
 
@@ -43,7 +48,7 @@ def test_mlp_equals_numpy_in_float64() -> None:
 
 def test_orthogonal_initialisation_has_gain_root_two() -> None:
     weight = StackedMLP(generators([3]), (16, 16, 1)).layers[0].weight[0].detach()
-    torch.testing.assert_close(weight @ weight.T, 2 * torch.eye(16), atol=1e-5, rtol=0)
+    assert_close(weight @ weight.T, 2 * torch.eye(16), atol=1e-5, rtol=0)
 
 
 def test_shapes_of_actor_critic_value() -> None:
@@ -97,7 +102,7 @@ def test_encoder_divides_by_255_and_nothing_else() -> None:
     for conv in encoder.convs:
         x = F.relu(F.conv2d(x, conv.weight, conv.bias, stride=2, padding=1))
     expected = F.layer_norm(encoder.project(x.flatten(1)), (10,))
-    torch.testing.assert_close(encoder(images), expected, atol=1e-10, rtol=1e-10)
+    assert_close(encoder(images), expected, atol=1e-10, rtol=1e-10)
 
 
 def test_encoder_keeps_spatial_position() -> None:
