@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from embodied.sim.render import load_mujoco
 from embodied.sim.robosuite_lift import JOINT_SCALE, TABLE_HEIGHT, LiftEnv
 
 HOVER = 0.10  # height above the cube from which to descend [m]
@@ -124,9 +125,7 @@ class ScriptedPolicy:
 
     def _joint_step(self, motion: np.ndarray) -> np.ndarray:
         """(7,) action that moves the hand by `motion` [m] and keeps it pointing down."""
-        env = self._env
-        import mujoco
-
+        env, mujoco = self._env, load_mujoco()
         position, rotation = np.zeros((3, env.model.nv)), np.zeros((3, env.model.nv))
         mujoco.mj_jacSite(env.model, env.data, position, rotation, env.grip_site)
         jacobian = np.concatenate([position[:, env.arm_dofs], rotation[:, env.arm_dofs]])

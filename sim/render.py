@@ -1,6 +1,8 @@
 """Off-screen pictures of a MuJoCo scene, fast in software: only what a small training image needs is drawn."""
 
+import importlib
 import os
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +21,15 @@ def use_software_gl() -> None:
     os.environ.setdefault("LP_NUM_THREADS", "1")
 
 
+def load_mujoco() -> Any:
+    """The mujoco module, imported once the GL backend is chosen."""
+    use_software_gl()
+    try:
+        return importlib.import_module("mujoco")
+    except ImportError as error:
+        raise MissingExtraError("mujoco", "sim", "simulation") from error
+
+
 class FastRenderer:
     """Renders named cameras of one model at one size.
 
@@ -31,13 +42,8 @@ class FastRenderer:
     """
 
     def __init__(self, model, height: int, width: int) -> None:
-        use_software_gl()
-        try:
-            import mujoco
-        except ImportError as error:
-            raise MissingExtraError("mujoco", "sim", "rendering") from error
-
-        self._mujoco, self._model, self._size = mujoco, model, (height, width)
+        mujoco = load_mujoco()
+        self._model, self._size = model, (height, width)
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         model.vis.quality.offsamples, model.vis.quality.shadowsize = 0, 0
         try:

@@ -24,7 +24,7 @@ import numpy as np
 from embodied.contracts.errors import InputError, MissingExtraError, suggest
 from embodied.contracts.provenance import hash_file, hash_json
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.sim.render import FastRenderer, use_software_gl
+from embodied.sim.render import FastRenderer, load_mujoco, use_software_gl
 
 CONTROL_DT = 0.1  # [s]
 HORIZON = 50  # control steps in an episode
@@ -190,9 +190,7 @@ class LiftEnv:
         for camera in cameras:
             if camera not in CAMERAS:
                 raise InputError(f"robosuite/Lift has no camera '{camera}'.{suggest(camera, CAMERAS)}")
-        use_software_gl()
-        import mujoco
-
+        mujoco = load_mujoco()
         self._mujoco = mujoco
         self.scene = build_scene()
         self.model = mujoco.MjModel.from_xml_string(self.scene.xml)

@@ -31,9 +31,11 @@ SCENE_XML = """
         <joint name="m_elbow" axis="0 1 0" range="-2 2" armature="0.1"/>
         <geom type="capsule" fromto="0 0 0 0.3 0 0" size="0.02" contype="0" conaffinity="0"/>
         <site name="tip" pos="0.3 0 0"/>
-        <body name="left" pos="0.3 0.02 0"><joint name="m_left" type="slide" axis="0 1 0" range="0 0.04" armature="0.05"/>
+        <body name="left" pos="0.3 0.02 0">
+          <joint name="m_left" type="slide" axis="0 1 0" range="0 0.04" armature="0.05"/>
           <geom type="box" size="0.01 0.005 0.01" contype="0" conaffinity="0"/></body>
-        <body name="right" pos="0.3 -0.02 0"><joint name="m_right" type="slide" axis="0 1 0" range="-0.04 0" armature="0.05"/>
+        <body name="right" pos="0.3 -0.02 0">
+          <joint name="m_right" type="slide" axis="0 1 0" range="-0.04 0" armature="0.05"/>
           <geom type="box" size="0.01 0.005 0.01" contype="0" conaffinity="0"/></body>
       </body>
     </body>

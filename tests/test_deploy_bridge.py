@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ ACTION = np.array([0.4, -0.3, 0.9])
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("deploy")
     return {
         "bundle": write_bundle(folder / "bundle", ACTION),
@@ -34,7 +35,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def test_two_episodes_are_run_and_recorded(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_two_episodes_are_run_and_recorded(parts: dict[str, Any], tmp_path: Path) -> None:
     states = [None, {"qpos": [*CUBE_QPOS, -0.5, 0.4, 0.04, -0.04]}]
     result = run_deployment(
         **parts,
@@ -86,7 +87,7 @@ def test_two_episodes_are_run_and_recorded(parts: dict[str, Path], tmp_path: Pat
 
 
 @pytest.fixture(scope="module")
-def deployment(parts: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+def deployment(parts: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     with Deployment(**parts, log_folder=tmp_path_factory.mktemp("logs")) as running:
         yield running
 
@@ -144,20 +145,20 @@ def test_a_killed_policy_process_stops_the_arm_within_300_ms(deployment: Deploym
         deployment.request("run", "NEVER", timeout=2.0)
 
 
-def test_a_child_that_cannot_start_is_quoted(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_a_child_that_cannot_start_is_quoted(parts: dict[str, Any], tmp_path: Path) -> None:
     other = write_scene(tmp_path / "other", gripper=None)
     with pytest.raises(EmbodiedError, match=r"mujoco_robot process ended(.|\n)*has joints shoulder, elbow, finger"):
         Deployment(parts["bundle"], parts["profile"], other, log_folder=tmp_path)
 
 
-def test_wrong_arguments_start_nothing(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_wrong_arguments_start_nothing(parts: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no policy bundle"):
         Deployment(tmp_path / "none", parts["profile"])
     with pytest.raises(ConfigError, match="no scene"):
         Deployment(parts["bundle"], parts["profile"], tmp_path)
 
 
-def test_children_end_when_their_parent_is_gone(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_children_end_when_their_parent_is_gone(parts: dict[str, Any], tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from embodied.robot_bridge.deploy import Child\n"
         f"c = Child('safety_node', ['--profile', {str(parts['profile'])!r}, '--domain', '{free_domain()}'],"
@@ -172,7 +173,7 @@ def test_children_end_when_their_parent_is_gone(parts: dict[str, Path], tmp_path
         time.sleep(0.1)
 
 
-def test_a_child_is_ended_by_its_own_id(parts: dict[str, Path], tmp_path: Path) -> None:
+def test_a_child_is_ended_by_its_own_id(parts: dict[str, Any], tmp_path: Path) -> None:
     flags = ["--profile", str(parts["profile"]), "--domain", str(free_domain())]
     one, two = (Child("safety_node", flags, tmp_path) for _ in range(2))
     time.sleep(2.0)

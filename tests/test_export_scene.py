@@ -22,6 +22,7 @@ def test_the_robot_process_loads_the_very_same_model_and_state(tmp_path):
     np.testing.assert_allclose(scene.initial.qpos, env.data.qpos)
     data = mujoco.MjData(model)
     data.qpos[:], data.qvel[:], data.ctrl[:] = scene.initial.qpos, scene.initial.qvel, scene.initial.ctrl
+    assert scene.gripper is not None
     for entry in scene.gripper.actuators:
         assert model.actuator(entry).id >= 7
     action = np.array([0.2, -0.3, 0.1, 0.0, 0.0, 0.3, 0.0, 1.0])

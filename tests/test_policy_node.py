@@ -1,6 +1,7 @@
 """The policy process, and the whole loop robot - policy - safety under virtual time with its faults."""
 
 import dataclasses
+from collections.abc import Mapping
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,7 @@ class FakePolicy:
         self.action_spec, self.control_dt = ACTION, 0.1
         self.seen: list[dict[str, np.ndarray]] = []
 
-    def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         self.seen.append(dict(observation))
         return self.chunk
 

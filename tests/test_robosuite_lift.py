@@ -99,7 +99,7 @@ def test_reward_and_success_are_robosuites_own():
     assert succeeded >= 10
 
 
-def test_culling_changes_no_pixel(env):
+def test_culling_changes_no_pixel(env, monkeypatch):
     env.reset(1)
     expert = ScriptedPolicy(env, "expert")
     expert.reset(1)
@@ -109,10 +109,10 @@ def test_culling_changes_no_pixel(env):
             continue
         for camera in lift.CAMERAS.values():
             culled = renderer.render(env.data, camera)
-            outside, renderer._outside = renderer._outside, lambda data, i: np.zeros(env.model.ngeom, bool)
-            whole = renderer.render(env.data, camera)
-            assert outside(env.data, env.model.camera(camera).id).sum() > 5
-            renderer._outside = outside
+            assert renderer._outside(env.data, env.model.camera(camera).id).sum() > 5
+            with monkeypatch.context() as patch:
+                patch.setattr(renderer, "_outside", lambda data, camera_id: np.zeros(env.model.ngeom, bool))
+                whole = renderer.render(env.data, camera)
             np.testing.assert_array_equal(culled, whole)
     renderer.close()
 

@@ -14,7 +14,7 @@ from embodied.datasets.store import EpisodeStore
 from embodied.sim import suites
 from embodied.sim.collect import collect
 from embodied.sim.evaluate import check_fits, evaluate
-from embodied.sim.robosuite_lift import LiftEnv, dataset_spec
+from embodied.sim.robosuite_lift import GRIPPER_JOINT, JOINTS, LiftEnv
 
 pytest.importorskip("robosuite")
 
@@ -109,6 +109,9 @@ def test_unknown_environment_behaviour_and_count():
         collect("robosuite/Lift", Path("unused.zarr"), "random", 0)
 
 
+NAMES = (*JOINTS, GRIPPER_JOINT)
+
+
 class OtherPolicy:
     """A policy made for another robot."""
 
@@ -129,7 +132,7 @@ class OtherPolicy:
         ),
         (OtherPolicy(images={"overhead": ArraySpec((64, 64, 3))}), "camera 'overhead'"),
         (OtherPolicy(), r"action is \['a'\]"),
-        (OtherPolicy(names=dataset_spec((), 64).action.names, control_dt=0.05), "every 0.05 s"),
+        (OtherPolicy(names=NAMES, control_dt=0.05), "every 0.05 s"),
     ],
 )
 def test_a_policy_that_does_not_fit_is_refused(policy, message):

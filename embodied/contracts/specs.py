@@ -35,7 +35,8 @@ class ArraySpec:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "ArraySpec":
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**fields)
 
     def check(self, name: str, array: np.ndarray, leading: int = 1) -> None:
         """Raise InputError unless `array` has `leading` free axes, then this spec's shape, and holds no NaN or inf."""
