@@ -49,11 +49,3 @@ def to_json(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [to_json(v) for v in config]
     return str(config) if isinstance(config, Path) else config
-
-
-def with_settings(presets: Mapping[str, T], preset: str, settings: Mapping[str, Setting], where: str) -> T:
-    """The preset's dataclass with some fields changed; an unknown preset or field is an error with a suggestion."""
-    if preset not in presets:
-        raise ConfigError(f"{where}: there is no preset '{preset}'.{suggest(preset, presets)}")
-    base = presets[preset]
-    return fill(type(base), to_json(base) | dict(settings), f"{where}: settings")

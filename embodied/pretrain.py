@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
-from embodied.config import Setting, with_settings
+from embodied.config import Setting
 from embodied.contracts.errors import InputError
 from embodied.progress import Progress
 from embodied.verbs import Touches
@@ -47,10 +47,11 @@ def pretrain(config: Pretrain, progress: Progress) -> dict[str, Any]:
     from embodied.datasets.goals import GoalSampler
     from embodied.datasets.store import EpisodeStore
     from embodied.policies import icvf
+    from embodied.policies.configure import configure
 
     if not config.stores:
         raise InputError("pretrain needs at least one store.")
-    settings = with_settings(icvf.PRESETS, config.preset, config.settings, "pretrain")
+    settings = configure(icvf.PRESETS, config.preset, config.settings, "pretrain")
     stores = [EpisodeStore(path) for path in config.stores]
     parts = [icvf.frame_array(s, config.camera, config.out / f"frames_{i}.raw") for i, s in enumerate(stores)]
     frames = parts[0] if len(parts) == 1 else np.concatenate(parts)

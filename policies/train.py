@@ -16,6 +16,7 @@ from embodied.contracts.errors import ConfigError, InputError, suggest
 from embodied.contracts.specs import DatasetSpec
 from embodied.policies import bc, iql
 from embodied.policies.bundle import PolicyContract, save_policy
+from embodied.policies.configure import configure
 from embodied.policies.loop import Progress, philox, run_loop
 from embodied.policies.networks import ImageEncoder
 from embodied.policies.normalize import apply_statistics, fit_statistics, normalize_rewards
@@ -128,16 +129,8 @@ def policy_inputs(
 
 def make_config(learner: str, preset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Any:
     """The configuration of a learner: a preset, some fields replaced. ConfigError on an unknown name, with a hint."""
-    _, config_class, presets, default = _find(learner)
-    preset = preset or default
-    if preset not in presets:
-        raise ConfigError(f"Unknown preset '{preset}' of {learner}.{suggest(preset, presets)}")
-    fields = [field.name for field in dataclasses.fields(config_class)]
-    for key in overrides or {}:
-        if key not in fields:
-            raise ConfigError(f"Unknown setting '{key}' of {learner}.{suggest(key, fields)}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in (overrides or {}).items()}
-    return dataclasses.replace(presets[preset], **values)
+    _, _, presets, default = _find(learner)
+    return configure(presets, preset or default, overrides or {}, learner)
 
 
 def train(

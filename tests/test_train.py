@@ -224,6 +224,10 @@ def test_names_and_settings_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Did you mean 'antmaze'"):
         make_config("iql", "ant-maze")
     assert make_config("iql", "antmaze", {"hidden_sizes": [8]}).hidden_sizes == (8,)
+    assert make_config("iql", overrides={"hidden_sizes": "(64, 32)"}).hidden_sizes == (64, 32)
+    for wrong in ({"hidden_sizes": "wide"}, {"discount": "high"}, {"batch_size": 1.5}):
+        with pytest.raises(ConfigError, match=f"setting '{next(iter(wrong))}'"):
+            make_config("iql", overrides=wrong)
     with pytest.raises(ConfigError, match="takes a IQLConfig"):
         train("iql", small_data(), BCConfig(), [0], 1, tmp_path)
     for seeds in ([], [1, 1], [-1]):
