@@ -29,7 +29,7 @@ def configure(presets: Mapping[str, T], preset: str, changes: Mapping[str, Any],
         if name not in values:
             raise ConfigError(f"{where}: unknown setting '{name}'.{suggest(name, values)}")
         if isinstance(values[name], tuple) and isinstance(value, str):
-            value = [part for part in value.strip("()[] ").split(",") if part]
+            value = [part.strip() for part in value.strip("()[] ").split(",") if part.strip()]
         values[name] = value
     # strict=False reads numbers from text, which is how a tuple's parts arrive.
     for name, value in values.items():
