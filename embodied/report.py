@@ -15,6 +15,7 @@ from embodied.compare import read_result
 from embodied.contracts.errors import InputError
 from embodied.contracts.provenance import code_version, package_versions
 from embodied.progress import Progress, duration
+from embodied.statistics import difference
 from embodied.verbs import Touches
 
 PICTURES = 10  # in a film strip
@@ -219,10 +220,9 @@ def deployment_section(page: Page, config: Report, deployment: dict[str, Any] | 
     page.findings["success_over_the_wire"] = success
     text = (
         f"The policy drove a simulated robot in another process through ROS 2 topics and a safety filter: "
-        f"{len(deployment['episodes'])} episodes, success {100 * success['estimate']:.0f} % "
-        f"[{100 * success['low']:.0f}, {100 * success['high']:.0f}]."
+        f"{len(deployment['episodes'])} episodes, success {_percent(success)}."
     )
-    parts = [paragraph(text + _beside_in_process(success, deployment["bundle"], config.results))]
+    parts = [paragraph(text + _beside_in_process(deployment, config.results))]
     samples = {name: values for name, values in deployment["latency_ms"].items() if len(values) > 1}
     if samples:
         parts.append(figure(report_figures.latencies(samples)))
@@ -315,16 +315,36 @@ def _episodes_to_show(store: Any, audit: dict[str, Any] | None) -> list[int]:
     return chosen or [int(next(iter(candidates)))]
 
 
-def _beside_in_process(wire: dict[str, float], bundle: str, results: tuple[Path, ...]) -> str:
-    """Whether success over the wire lies in the same bundle's interval in process; empty if it was not evaluated."""
+def _percent(interval: dict[str, float]) -> str:
+    return f"{100 * interval['estimate']:.0f} % [{100 * interval['low']:.0f}, {100 * interval['high']:.0f}]"
+
+
+def _beside_in_process(deployment: dict[str, Any], results: tuple[Path, ...]) -> str:
+    """The same bundle's success in process, whether the wire's lies in its interval, and the paired difference."""
+    outcomes = {
+        seed: episode["success"]
+        for seed, episode in zip(deployment["initial_seeds"], deployment["episodes"], strict=False)
+    }
     for path in results:
-        for policy in read_result(path)["policies"].values():
-            for seed in policy["seeds"]:
-                if seed["source"] == bundle:
-                    low, high = seed["interval"]["low"], seed["interval"]["high"]
-                    where = "inside" if low <= wire["estimate"] <= high else "outside"
-                    bounds = f"[{100 * low:.0f}, {100 * high:.0f}]"
-                    return f" This lies {where} the same bundle's interval in process, {bounds}."
+        result = read_result(path)
+        for policy in result["policies"].values():
+            for trained in policy["seeds"]:
+                if trained["source"] != deployment["bundle"]:
+                    continue
+                in_process = dict(zip(result["initial_seeds"], trained["success"], strict=True))
+                interval, wire = trained["interval"], deployment["success"]["estimate"]
+                where = "inside" if interval["low"] <= wire <= interval["high"] else "outside"
+                text = (
+                    f" In process the same bundle reached {_percent(interval)}; the wire's lies {where} that interval."
+                )
+                if shared := [seed for seed in outcomes if seed in in_process]:
+                    pair = [np.array([ran[s] for s in shared]) for ran in (outcomes, in_process)]
+                    gap = [100 * v for v in dataclasses.astuple(difference(*pair))]
+                    text += (
+                        f" From the {len(shared)} initial states that both ran, wire minus process is "
+                        f"{gap[0]:+.0f} points [{gap[1]:+.0f}, {gap[2]:+.0f}]."
+                    )
+                return text
     return ""
 
 

@@ -126,7 +126,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, dict[str, An
     deployment = {
         "bundle": "CLIP labels/0",
         "success": wilson(8, 10).to_json(),
-        "episodes": [{}] * 10,
+        "initial_seeds": list(range(10)),
+        "episodes": [{"success": i < 8} for i in range(10)],
         "latency_ms": {
             "observation_to_command": (18 + rng.gamma(3, 2.5, 500)).tolist(),
             "observation_to_chunk": (12 + rng.gamma(3, 2, 500)).tolist(),
@@ -205,7 +206,10 @@ def test_it_says_what_its_inputs_say(made: tuple[Report, dict[str, Any], str]) -
         assert text in page
     interval = success["CLIP labels"]["seeds"][0]["interval"]
     inside = interval["low"] <= 0.8 <= interval["high"]
-    assert f"This lies {'inside' if inside else 'outside'} the same bundle" in page
+    assert f"s lies {'inside' if inside else 'outside'}." in page
+    in_process = np.array(success["CLIP labels"]["seeds"][0]["success"][:10])
+    gap = 100 * (0.8 - in_process.mean())
+    assert f"From the 10 initial states that both ran, wire minus process is {gap:+.0f} points [" in page
 
 
 def test_text_is_escaped(made: tuple[Report, dict[str, Any], str]) -> None:
