@@ -34,8 +34,8 @@ JOINT_SCALE = 0.1  # action 1.0 moves a joint target by this much in one control
 GRIPPER_OPEN, GRIPPER_STEP = 0.08, 0.04  # opening [m]; largest change per control step [m], 0.4 m/s
 MAX_LEAD = 0.2  # a joint target stays this close to the measured joint [rad]: no wind-up against a contact
 SERVO_SPLITS = 5  # the command is interpolated linearly in this many pieces per control step
-# Critically damped at 50 rad/s on robosuite's armature (5 / joint number [kg m^2]): the joints follow a ramp 40 ms late,
-# as those of a stiff position-controlled arm do. Torque limits: FR3 data sheet [N·m].
+# Critically damped at 50 rad/s on robosuite's armature (5 / joint number [kg m^2]): the joints follow a ramp 40 ms
+# late, as those of a stiff position-controlled arm do. Torque limits: FR3 data sheet [N·m].
 SERVO_KP = (12500.0, 6250.0, 4170.0, 3125.0, 2500.0, 2080.0, 1790.0)
 SERVO_KV = (500.0, 250.0, 167.0, 125.0, 100.0, 83.0, 71.0)
 SERVO_TORQUE = (87.0, 87.0, 87.0, 87.0, 12.0, 12.0, 12.0)

@@ -1,9 +1,8 @@
 """The policy process, and the whole loop robot - policy - safety under virtual time with its faults."""
 
 import dataclasses
-from collections.abc import Mapping
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np

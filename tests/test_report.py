@@ -206,7 +206,7 @@ def test_it_says_what_its_inputs_say(made: tuple[Report, dict[str, Any], str]) -
         assert text in page
     interval = success["CLIP labels"]["seeds"][0]["interval"]
     inside = interval["low"] <= 0.8 <= interval["high"]
-    assert f"s lies {'inside' if inside else 'outside'}." in page
+    assert f"s lies {'inside' if inside else 'outside'} that interval" in page
     in_process = np.array(success["CLIP labels"]["seeds"][0]["success"][:10])
     gap = 100 * (0.8 - in_process.mean())
     assert f"From the 10 initial states that both ran, wire minus process is {gap:+.0f} points [" in page
