@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from embodied.config import to_json
 from embodied.contracts.errors import InputError
 from embodied.evaluate import bundles
 from embodied.progress import Progress
-from embodied.robot_sim import export
 from embodied.statistics import wilson
 from embodied.verbs import Touches
 
@@ -70,9 +68,15 @@ def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
         horizon = config.horizon or 10.0
         if config.env:
             size = next(iter(policy.image_spec.values())).shape[0] if policy.image_spec else 64
-            scene = export(config.env, Path(folder), tuple(policy.image_spec), size)
-            horizon = config.horizon or _horizon(config.env)
-            simulation = _simulation(scene, range(config.seed, config.seed + config.episodes))
+            from embodied.sim.suites import environment  # a robot computer has no simulator
+
+            task = environment(config.env)
+            horizon = config.horizon or task.duration
+            simulation = {
+                "scene": task.export_scene(Path(folder), tuple(policy.image_spec), size),
+                "initial_states": task.initial_states(range(config.seed, config.seed + config.episodes)),
+                "success": task.succeeded,
+            }
         result = run_deployment(
             bundle,
             config.robot,
@@ -89,24 +93,6 @@ def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         config.out.write_text(json.dumps(report, indent=1))
     return report
-
-
-def _simulation(scene: Path, seeds: range) -> dict[str, Any]:
-    """Scene, initial states and success rule of the one simulated task there is."""
-    from embodied.sim.export_scene import initial_states
-    from embodied.sim.robosuite_lift import is_success
-
-    def success(poses: Mapping[str, np.ndarray]) -> bool:
-        return "cube" in poses and bool(is_success(np.asarray(poses["cube"][:3])))
-
-    return {"scene": scene, "initial_states": initial_states(seeds), "success": success}
-
-
-def _horizon(env: str) -> float:
-    from embodied.sim.robosuite_lift import CONTROL_DT, HORIZON
-
-    del env
-    return HORIZON * CONTROL_DT
 
 
 def _report(config: Deploy, bundle: Path, result: Any) -> dict[str, Any]:

@@ -338,8 +338,8 @@ def _beside_in_process(deployment: dict[str, Any], results: tuple[Path, ...]) ->
                     f" In process the same bundle reached {_percent(interval)}; the wire's lies {where} that interval."
                 )
                 if shared := [seed for seed in outcomes if seed in in_process]:
-                    pair = [np.array([ran[s] for s in shared]) for ran in (outcomes, in_process)]
-                    gap = [100 * v for v in dataclasses.astuple(difference(*pair))]
+                    wired, unwired = (np.array([ran[s] for s in shared]) for ran in (outcomes, in_process))
+                    gap = [100 * v for v in dataclasses.astuple(difference(wired, unwired))]
                     text += (
                         f" From the {len(shared)} initial states that both ran, wire minus process is "
                         f"{gap[0]:+.0f} points [{gap[1]:+.0f}, {gap[2]:+.0f}]."

@@ -9,7 +9,6 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from embodied.contracts.errors import InputError, suggest
 from embodied.progress import Progress
 from embodied.verbs import Touches
 
@@ -47,11 +46,14 @@ def robot_sim(config: RobotSim, progress: Progress) -> dict[str, Any]:
     from embodied.robot_bridge import mujoco_robot
     from embodied.robot_bridge.node import Stop
     from embodied.robot_bridge.profile import load_profile
+    from embodied.sim.suites import environment
 
     profile = load_profile(config.profile)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     with tempfile.TemporaryDirectory(prefix="embodied-scene-") as folder:
-        scene = config.scene or export(config.env, Path(folder), config.cameras, config.image_size, config.seed)
+        scene = config.scene or environment(config.env).export_scene(
+            Path(folder), config.cameras, config.image_size, config.seed
+        )
         progress.say(
             f"robot '{profile.name}': {profile.topics.joint_states} out, {profile.topics.command} in; Ctrl-C ends it"
         )
@@ -60,12 +62,3 @@ def robot_sim(config: RobotSim, progress: Progress) -> dict[str, Any]:
         )
         mujoco_robot.main(options, profile, Stop(None))
     return {"robot": profile.name, "ended": True}
-
-
-def export(env: str, folder: Path, cameras: tuple[str, ...], image_size: int, seed: int = 0) -> Path:
-    """Write the scene of an environment into `folder`, for the robot process to load."""
-    if env != "robosuite/Lift":
-        raise InputError(f"--env: no scene of '{env}' can be given to a robot.{suggest(env, ['robosuite/Lift'])}")
-    from embodied.sim.export_scene import export_scene
-
-    return export_scene(folder, cameras, image_size, seed)

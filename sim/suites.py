@@ -1,14 +1,15 @@
 """The environments there are, by name. A new one is a file beside this and a line in `ENVIRONMENTS`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embodied.contracts.errors import InputError, suggest
 from embodied.datasets.store import EpisodeStore
-from embodied.sim import experts, robosuite_lift
+from embodied.sim import experts, export_scene, robosuite_lift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,10 @@ class Environment:
         truth_keys: observation keys that `true_reward` and `true_progress` take, (F, ...) each.
         true_reward: the task's own shaped reward per frame, (F,).
         true_progress: how far the task has come per frame, (F,) in [0, 1].
+        duration: of an episode [s].
+        export_scene: writes the scene folder that the MuJoCo robot loads (folder, cameras, image_size, seed).
+        initial_states: simulator state (qpos, qvel, ctrl) per seed, those that `reset(seed)` starts from.
+        succeeded: the success rule from poses by name, (7,) each, as the MuJoCo robot publishes them.
     """
 
     make: Callable[..., Any]
@@ -28,6 +33,14 @@ class Environment:
     truth_keys: tuple[str, ...]
     true_reward: Callable[..., np.ndarray]
     true_progress: Callable[..., np.ndarray]
+    duration: float
+    export_scene: Callable[..., Path]
+    initial_states: Callable[[Sequence[int]], list[dict[str, list[float]]]]
+    succeeded: Callable[[Mapping[str, np.ndarray]], bool]
+
+
+def _cube_is_lifted(poses: Mapping[str, np.ndarray]) -> bool:
+    return "cube" in poses and bool(robosuite_lift.is_success(np.asarray(poses["cube"][:3])))
 
 
 ENVIRONMENTS: dict[str, Environment] = {
@@ -41,6 +54,10 @@ ENVIRONMENTS: dict[str, Environment] = {
         truth_keys=robosuite_lift.REWARD_KEYS,
         true_reward=robosuite_lift.shaped_reward,
         true_progress=robosuite_lift.true_progress,
+        duration=robosuite_lift.HORIZON * robosuite_lift.CONTROL_DT,
+        export_scene=export_scene.export_scene,
+        initial_states=export_scene.initial_states,
+        succeeded=_cube_is_lifted,
     ),
 }
 
