@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
@@ -37,7 +38,7 @@ def run_tasks(function: Callable[..., Any], tasks: Iterable[tuple], workers: int
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
-        except BrokenPipeError as error:
+        except BrokenProcessPool as error:
             raise EmbodiedError(
                 "A simulator process ended early (out of memory?). Run the same command again."
             ) from error
