@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -222,23 +223,8 @@ def save_policy(
         BundleError: the folder exists, the normaliser misses a key, or sizes disagree.
     """
     folder = Path(folder)
-    if contract.images and encoder is None:
-        raise BundleError(
-            f"{folder}: the contract names cameras {list(contract.images)}, but there is no encoder to see with."
-        )
-    for camera, spec in contract.images.items():
-        assert encoder is not None
-        if spec.shape != (*encoder.config.image_size, 3):
-            raise BundleError(
-                f"{folder}: camera '{camera}' is {spec.shape}; the encoder takes {encoder.config.image_size}."
-            )
-    mean, _ = contract.statistics(encoder.config.embedding_size if encoder else 0, str(folder))
     sizes = _mlp_sizes(actor, "mlp.layers")
-    if sizes[0] != len(mean) or sizes[-1] != int(np.prod(contract.action.shape)):
-        raise BundleError(
-            f"{folder}: the actor maps {sizes[0]} numbers to {sizes[-1]}; "
-            f"the contract says {len(mean)} to {int(np.prod(contract.action.shape))}."
-        )
+    _check_fit(contract, sizes, encoder, folder)
     architecture = {"sizes": sizes, "encoder": dataclasses.asdict(encoder.config) if encoder else None}
     tensors = {f"actor.{k}": v for k, v in actor.items()} | _encoder_tensors(encoder)
     head = {"kind": "policy", "schema": SCHEMA, "architecture": architecture, "learner": dict(config)}
@@ -253,7 +239,8 @@ def load_policy(folder: str | Path, threads: int = 1) -> BundlePolicy:
             number that keeps its latency when another process is busy.
 
     Raises:
-        BundleError: missing or altered file, another kind of bundle, normaliser that does not cover a key.
+        BundleError: missing or altered file, another kind of bundle, normaliser that does not cover a key, networks
+            that do not take and give what the contract says.
     """
     folder = Path(folder)
     config, contract_json, tensors, provenance = _read(folder, "policy")
@@ -263,8 +250,7 @@ def load_policy(folder: str | Path, threads: int = 1) -> BundlePolicy:
     actor = Actor(generators([0]), sizes[0], sizes[-1], sizes[1:-1])
     _load_tensors(actor, tensors, "actor.", folder)
     encoder = _load_encoder(config, tensors, folder)
-    if contract.images and encoder is None:
-        raise BundleError(f"{folder}: contract.json names cameras, but config.json has no encoder.")
+    _check_fit(contract, sizes, encoder, folder)
     return BundlePolicy(contract, actor, encoder, config, provenance, str(folder))
 
 
@@ -308,6 +294,26 @@ def load_value(folder: str | Path) -> ValueBundle:
 def unstack(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     """Entry `index` of a stacked state dict, as a stack of one, copied to the CPU."""
     return {key: value[index : index + 1].detach().cpu().clone() for key, value in state.items()}
+
+
+def _check_fit(contract: PolicyContract, sizes: list[int], encoder: ImageEncoder | None, folder: Path) -> None:
+    """BundleError unless the networks take and give what the contract says. Holds when saving and when loading."""
+    if contract.images and encoder is None:
+        raise BundleError(
+            f"{folder}: the contract names cameras {list(contract.images)}, but there is no encoder to see with."
+        )
+    for camera, spec in contract.images.items():
+        assert encoder is not None
+        if spec.shape != (*encoder.config.image_size, 3):
+            raise BundleError(
+                f"{folder}: camera '{camera}' is {spec.shape}; the encoder takes {encoder.config.image_size}."
+            )
+    mean, _ = contract.statistics(encoder.config.embedding_size if encoder else 0, str(folder))
+    actions = int(np.prod(contract.action.shape))
+    if sizes[0] != len(mean) or sizes[-1] != actions:
+        raise BundleError(
+            f"{folder}: the actor maps {sizes[0]} numbers to {sizes[-1]}; the contract says {len(mean)} to {actions}."
+        )
 
 
 def _take(observations: Mapping[str, np.ndarray], key: str, spec: ArraySpec) -> np.ndarray:
@@ -378,9 +384,9 @@ def _write(
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps a full disk in its own class
         shutil.rmtree(partial, ignore_errors=True)
-        raise BundleError(f"{folder}: could not write the bundle: {error.strerror or error}.") from error
+        raise BundleError(f"{folder}: could not write the bundle: {error}.") from error
     return folder
 
 

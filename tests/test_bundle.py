@@ -119,6 +119,38 @@ def test_zero_std_and_wrong_sizes_are_refused(tmp_path: Path) -> None:
         save_policy(tmp_path / "b", actor, tiny_contract(), {}, {})
 
 
+def test_networks_that_do_not_fit_the_contract_are_refused_at_load(tmp_path: Path) -> None:
+    """Not at the first step of a robot that is moving."""
+    folder = make_tiny_bundle(tmp_path / "b")
+    contract = json.loads((folder / "contract.json").read_text())
+    for change, message in (
+        (lambda c: c["observations"].pop(1), "the actor maps 31 numbers to 8; the contract says 24 to 8"),
+        (lambda c: c["action"].update(shape=[7]), "the contract says 31 to 7"),
+        (lambda c: c["images"][0]["spec"].update(shape=[32, 32, 3]), r"camera 'wrist' is \(32, 32, 3\)"),
+    ):
+        altered = json.loads(json.dumps(contract))
+        change(altered)
+        (folder / "contract.json").write_text(json.dumps(altered))
+        rehash(folder)
+        with pytest.raises(BundleError, match=message):
+            load_policy(folder)
+
+
+def test_full_disk_leaves_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors import SafetensorError
+
+    from embodied.policies import bundle
+
+    def full(tensors: dict, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(bundle, "save_file", full)
+    with pytest.raises(BundleError, match="No space left on device"):
+        make_tiny_bundle(tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wrong_folders_say_what_to_do(tmp_path: Path) -> None:
     make_tiny_bundle(tmp_path / "run" / "seed_000")
     with pytest.raises(BundleError, match="no such bundle"):
