@@ -156,16 +156,25 @@ class EpisodeStore:
         return sorted(labels.group_keys())
 
     def label(self, name: str) -> Label:
-        """The label set `name`. Raises LabelError with the list of label sets."""
+        """The label set `name`.
+
+        Raises:
+            LabelError: no such label set (lists them), or one without provenance, without score, or of another dataset.
+        """
         if name not in (names := self.label_names()):
             raise LabelError(f"{self.path} has no label set '{name}'.{suggest(name, names)}")
         group = zarr.open_group(self._group.store_path / "labels" / name, mode="r")
+        attributes: dict[str, Any] = dict(group.attrs)
+        where = f"{self.path}: label set '{name}'"
+        if missing := [key for key in ("provenance", "alignment") if key not in attributes]:
+            raise LabelError(f"{where} is refused: it has no {missing[0]}. Make it again with 'embodied label'.")
+        if attributes["provenance"].get("dataset_fingerprint") != self.fingerprint:
+            raise LabelError(f"{where} is refused: its provenance names another dataset. Label this store itself.")
         arrays = {key: np.asarray(array[:]) for key, array in group.arrays()}  # type: ignore[index]
-        score = arrays.pop("score")
+        score = arrays.pop("score", np.empty(0))
         if len(score) != self.num_frames:
-            raise LabelError(f"{self.path}: label set '{name}' has {len(score)} scores for {self.num_frames} frames.")
-        attributes = dict(group.attrs)
-        return Label(name, score, arrays, attributes["provenance"], attributes["alignment"])  # type: ignore[arg-type]
+            raise LabelError(f"{where} has {len(score)} scores for {self.num_frames} frames.")
+        return Label(name, score, arrays, attributes["provenance"], attributes["alignment"])
 
 
 def array_specs(spec: DatasetSpec) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,25 @@ def test_no_label_without_provenance(store, key):
 def test_provenance_of_another_dataset_is_refused(store):
     with pytest.raises(LabelError, match="another dataset"):
         LabelWriter(store, "clip", provenance(store, dataset_fingerprint="0" * 64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda attributes: attributes.pop("provenance"), "no provenance"),
+        (lambda attributes: attributes.pop("alignment"), "no alignment"),
+        (lambda attributes: attributes["provenance"].update(dataset_fingerprint="0" * 64), "another dataset"),
+    ],
+)
+def test_a_label_set_of_unknown_or_foreign_origin_is_not_read(store, change, message):
+    """For instance one copied over from a store of as many frames."""
+    label(store, "clip")
+    file = Path(store.path) / "labels" / "clip" / "zarr.json"
+    content = json.loads(file.read_text())
+    change(content["attributes"])
+    file.write_text(json.dumps(content))
+    with pytest.raises(LabelError, match=message):
+        EpisodeStore(store.path).label("clip")
 
 
 def test_another_configuration_does_not_resume(store):
