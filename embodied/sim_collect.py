@@ -46,11 +46,14 @@ def sim_collect(config: SimCollect, progress: Progress) -> dict[str, Any]:
     from embodied.sim.collect import collect
 
     policy: Any = config.policy
+    inputs = {}
     if Path(config.policy).is_dir():
+        from embodied.contracts.provenance import hash_file
         from embodied.policies.bundle import load_policy
 
         load_policy(config.policy)  # refused here, in one line, rather than in a simulator's process
         policy = functools.partial(load_policy, config.policy)
+        inputs = {"policy": hash_file(Path(config.policy) / "hashes.json")}
     store = collect(
         config.env,
         config.store,
@@ -61,6 +64,7 @@ def sim_collect(config: SimCollect, progress: Progress) -> dict[str, Any]:
         seed=config.seed,
         workers=config.workers,
         policy_id=config.policy,
+        inputs=inputs,
         progress=progress,
     )
     return summary(store)

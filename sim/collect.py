@@ -1,6 +1,6 @@
 """Drive an environment and keep what a robot would have recorded: frames, joints, actions; no rewards."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from embodied.contracts.provenance import provenance
 from embodied.datasets.episode import Episode
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.write_store import StoreWriter
+from embodied.sim.evaluate import check_fits
 from embodied.sim.render import RENDER_FLAGS
 from embodied.sim.rollout import Behaviour, PolicyBehaviour, PolicyFactory, cached_environment, rollout
 from embodied.sim.suites import environment
@@ -62,6 +63,7 @@ def collect(
     seed: int = 0,
     workers: int = 0,
     policy_id: str = "",
+    inputs: Mapping[str, str] | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
 ) -> EpisodeStore:
     """Collect `episodes` episodes into an EpisodeStore; episode i starts from seed + i.
@@ -71,14 +73,20 @@ def collect(
     Args:
         policy: a behaviour of the environment (`scripted`, `expert`, `random`) or a factory of a learned policy.
         policy_id: what provenance calls the policy; the behaviour's name by default.
+        inputs: name -> hash of what the policy was read from; another hash does not resume the same store.
         workers: simulator processes; 0 means one per core.
+
+    Raises:
+        InputError: unknown environment or behaviour, or no episodes. BundleError: the learned policy does not fit.
     """
     known = environment(env_id).behaviours
     if isinstance(policy, str) and policy not in known:
         raise InputError(f"--policy: {env_id} has no behaviour '{policy}', and no such bundle.{suggest(policy, known)}")
     if episodes < 1:
         raise InputError("--episodes: at least 1 is needed.")
-    spec = cached_environment(env_id, cameras, image_size).spec
+    env = cached_environment(env_id, tuple(cameras), image_size)
+    if not isinstance(policy, str):
+        check_fits(policy(), env)
     config = {
         "env": env_id,
         "policy": policy_id or str(policy),
@@ -88,7 +96,7 @@ def collect(
         "seed": seed,
         "render_flags": RENDER_FLAGS,
     }
-    writer_args = (destination, spec, provenance("sim collect", config, {}), f"simulation: {env_id}")
+    writer_args = (destination, env.spec, provenance("sim collect", config, inputs or {}), f"simulation: {env_id}")
     writer = StoreWriter(*writer_args)
     missing = [i for i in range(episodes) if not writer.has(i)]
     tasks = [(env_id, policy, tuple(cameras), image_size, writer_args, i, seed + i) for i in missing]

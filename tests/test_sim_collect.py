@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,12 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from embodied.contracts.errors import BundleError, InputError
+from embodied.contracts.errors import BundleError, InputError, StoreError
+from embodied.contracts.provenance import hash_file
 from embodied.contracts.specs import ActionSpec, ArraySpec
 from embodied.datasets.store import EpisodeStore
+from embodied.datasets.write_store import StoreWriter
+from embodied.policies.bundle import PolicyContract, save_policy
+from embodied.policies.networks import Actor, generators
+from embodied.progress import Progress
 from embodied.sim import suites
-from embodied.sim.collect import collect
+from embodied.sim.collect import collect, run_episode
 from embodied.sim.evaluate import check_fits, evaluate
+from embodied.sim.experts import RandomPolicy
 from embodied.sim.robosuite_lift import GRIPPER_JOINT, JOINTS, LiftEnv
 
 pytest.importorskip("robosuite")
@@ -110,6 +117,46 @@ def test_unknown_environment_behaviour_and_count():
 
 
 NAMES = (*JOINTS, GRIPPER_JOINT)
+
+
+def test_a_bundle_collects_and_its_successor_at_the_same_path_does_not_go_on(tmp_path):
+    """A policy that was trained again is another policy: its episodes never end up in the store of the first."""
+    from embodied.sim_collect import SimCollect, sim_collect
+
+    def bundle(log_std: float) -> None:
+        contract = PolicyContract(
+            observations={"gripper_position": ArraySpec((1,), unit="m")},
+            images={},
+            action=ActionSpec((8,), names=NAMES),
+            control_dt=0.1,
+            normalizer={"gripper_position": {"mean": np.zeros(1, np.float32), "std": np.ones(1, np.float32)}},
+        )
+        actor = Actor(generators([0]), 1, 8, (4,)).state_dict()
+        actor["log_std"] += log_std
+        save_policy(tmp_path / "bundle", actor, contract, {}, {}, overwrite=True)
+
+    def go(episodes: int) -> dict:
+        config = SimCollect("robosuite/Lift", tmp_path / "s", str(tmp_path / "bundle"), episodes, cameras=(), workers=1)
+        return sim_collect(config, Progress())
+
+    bundle(0.0)
+    assert go(1)["episodes"] == 1
+    made = EpisodeStore(tmp_path / "s").attributes["provenance"]
+    assert made["inputs"] == {"policy": hash_file(tmp_path / "bundle" / "hashes.json")}
+    shutil.rmtree(tmp_path / "s")
+
+    writer = StoreWriter(tmp_path / "s", LiftEnv(cameras=()).spec, made, "simulation: robosuite/Lift")  # unfinished
+    env = LiftEnv(cameras=())
+    writer.write_episode(0, run_episode(env, RandomPolicy(env), 0))
+    bundle(1.0)
+    with pytest.raises(StoreError, match="another configuration"):
+        go(1)
+
+
+def test_a_bundle_for_another_robot_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(BundleError, match=r"action is \['a'\]"):
+        collect("robosuite/Lift", tmp_path / "s", OtherPolicy, 1, cameras=())
+    assert list(tmp_path.iterdir()) == []
 
 
 class OtherPolicy:
