@@ -140,10 +140,8 @@ def learning_data(store: Any, keys: tuple[str, ...], reward: str | None, value: 
         (`TransitionData`, `PolicyContract`).
     """
     from embodied.datasets.transitions import observation_matrix, transitions
-    from embodied.policies.bundle import PolicyContract
     from embodied.policies.encode import encode_frames
-    from embodied.policies.normalize import apply_statistics, fit_statistics
-    from embodied.policies.train import TransitionData
+    from embodied.policies.train import TransitionData, policy_inputs
 
     spec = store.spec
     if spec.action is None:
@@ -152,32 +150,23 @@ def learning_data(store: Any, keys: tuple[str, ...], reward: str | None, value: 
     for key in keys:
         if key not in spec.observations:
             raise InputError(f"--keys: {store.path} has no observation '{key}'.{suggest(key, spec.observations)}")
-    columns = {key: observation_matrix(store, [key]) for key in keys}
-    images = {}
+    embeddings = {}
     if value is not None:
         camera = value.contract["camera"]
-        columns[f"images/{camera}"] = encode_frames(value, store, camera, progress=progress)
-        images[camera] = spec.images[camera]
-    if not columns:
+        embeddings[camera] = encode_frames(value, store, camera, progress=progress)
+    if not keys and not embeddings:
         raise InputError(f"{store.path} has no observation that a robot could know; give --encoder or --keys.")
-    normalizer = {key: fit_statistics(array) for key, array in columns.items()}
+    joints = spec.observations["joint_position"].names if "joint_position" in spec.observations else ()
+    values = {key: observation_matrix(store, [key]) for key in keys}
+    observations, contract = policy_inputs(spec, values, embeddings, joints)
     index = transitions(store, reward)
     data = TransitionData(
-        observations=np.concatenate([apply_statistics(a, normalizer[k]) for k, a in columns.items()], axis=1),
+        observations=observations,
         actions=store.read("action"),
         frame=index.frame,
         next_frame=index.next_frame,
         reward=index.reward,
         masks=index.masks,
         episode=index.episode,
-    )
-    contract = PolicyContract(
-        observations={key: spec.observations[key] for key in keys},
-        images=images,
-        action=spec.action,
-        control_dt=spec.control_dt,
-        normalizer=normalizer,
-        joint_names=spec.observations["joint_position"].names if "joint_position" in spec.observations else (),
-        environment=spec.environment,
     )
     return data, contract
