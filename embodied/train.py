@@ -105,6 +105,8 @@ def _train(learner: str, config: TrainClone | TrainReward, reward: str | None, p
     if value is not None:
         inputs["encoder"] = value.fingerprint
     data, contract = learning_data(store, config.keys, reward, value, progress)
+    if clipped := data.clipped_share():
+        progress.say(f"{100 * clipped:.1f} % of the steps have an action outside [-1, 1], which is clipped to it")
     summary = train(
         learner,
         data,
@@ -123,6 +125,7 @@ def _train(learner: str, config: TrainClone | TrainReward, reward: str | None, p
         "out": str(config.out),
         "summary": str(summary),
         "transitions": len(data.frame),
+        "clipped_share": clipped,
         "inputs": {"observations": list(contract.observations), "cameras": list(contract.images)},
         "last": {name: float(np.mean(values)) for name, values in last.items()},
     }

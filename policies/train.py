@@ -36,7 +36,7 @@ class TransitionData:
 
     Attributes:
         observations: (F, D) float32, normalised: low-dimensional keys, then embeddings, in the contract's order.
-        actions: (F, A) float32 in [-1, 1].
+        actions: (F, A) float32; learners clip them to [-1, 1], see `clipped_share`.
         frame, next_frame: (N,) int64 rows of the arrays above.
         reward: (N,) float32 as labelled; the learner's configuration says how it is normalised.
         masks: (N,) float32, 1 - terminated.
@@ -72,6 +72,10 @@ class TransitionData:
             if not np.isfinite(value).all():
                 row = int(np.argwhere(~np.isfinite(value))[0][0])
                 raise InputError(f"'{name}' holds NaN or inf in row {row}. Mend or drop it in the source.")
+
+    def clipped_share(self) -> float:
+        """Share of the transitions with an action outside [-1, 1]: what a policy learns there is not what was done."""
+        return float((np.abs(self.actions[self.frame]) > 1.0).any(-1).mean())
 
     def fingerprint(self) -> str:
         """SHA-256 over names, shapes and bytes."""
@@ -185,16 +189,38 @@ def train(
         "data": data.fingerprint(),
     }
     run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
-    names = [f"seed_{seed:03d}" for seed in seeds] if contract else []
-    for index, (seed, name) in enumerate(zip(seeds, names, strict=False)):
-        assert contract is not None
-        record = {**(provenance or {}), "seed": seed, "steps": steps, "reward_normalization": reward_record}
+    names = []
+    if contract is not None:
+        record = {**(provenance or {}), "steps": steps, "reward_normalization": reward_record}
         settings = {"algorithm": learner_name, **dataclasses.asdict(config)}
-        save_policy(out / name, learner.actor_state(index), contract, settings, record, encoder, overwrite=True)
-    summary = {**identity, "reward_normalization": reward_record, "bundles": names, "metrics": "metrics.jsonl"}
+        names = _save_bundles(out, learner, seeds, contract, settings, record, encoder)
+    summary = {
+        **identity,
+        "reward_normalization": reward_record,
+        "clipped_share": data.clipped_share(),
+        "bundles": names,
+        "metrics": "metrics.jsonl",
+    }
     partial = out / "train.json.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n")
     return partial.rename(out / "train.json")
+
+
+def _save_bundles(
+    out: Path,
+    learner: Any,
+    seeds: Sequence[int],
+    contract: PolicyContract,
+    settings: Mapping[str, Any],
+    record: Mapping[str, Any],
+    encoder: ImageEncoder | None,
+) -> list[str]:
+    """One bundle per seed; the names of their folders in `out`."""
+    names = [f"seed_{seed:03d}" for seed in seeds]
+    for index, (seed, name) in enumerate(zip(seeds, names, strict=True)):
+        actor = learner.actor_state(index)
+        save_policy(out / name, actor, contract, settings, {**record, "seed": seed}, encoder, overwrite=True)
+    return names
 
 
 def batch_sampler(

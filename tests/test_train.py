@@ -121,6 +121,17 @@ def test_policy_inputs_and_contract_give_the_policy_what_it_was_trained_on(tmp_p
         policy_inputs(dataclasses.replace(spec, action=None), values, {})
 
 
+def test_the_share_of_steps_whose_action_is_clipped(tmp_path: Path) -> None:
+    """Some sources hold actions in radians or of a wider joystick; learning from them clipped must not pass unseen."""
+    data = small_data()
+    assert data.clipped_share() == 0
+    data.actions[:4] = [[1.0, -1.0], [1.5, 0.0], [0.0, -3.75], [2.0, 2.0]]
+    data.actions[-1] = 9.0  # the row of a final observation: no transition starts there
+    assert data.clipped_share() == pytest.approx(3 / 199)
+    summary = train("bc", data, make_config("bc", overrides=SMALL), [0], 1, tmp_path)
+    assert json.loads(summary.read_text())["clipped_share"] == pytest.approx(3 / 199)
+
+
 def test_batches_follow_the_indices() -> None:
     data = small_data()
     batch = batch_sampler(data, data.reward, [0, 1], 32)
