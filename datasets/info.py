@@ -36,7 +36,7 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
         "instructions": instructions[:INSTRUCTIONS_SHOWN],
         "num_instructions": len(instructions),
         "observations": {key: _array(store, f"observation/{key}", s) for key, s in spec.observations.items()},
-        "cameras": {camera: {"shape": list(s.shape), "dtype": s.dtype} for camera, s in spec.images.items()},
+        "cameras": {camera: _camera(store, camera) for camera in spec.images},
         "action": _action(store),
         "reward": _array(store, "reward", ArraySpec(())) if spec.has_reward else None,
         "labels": {name: _label(store, name) for name in store.label_names()},
@@ -48,6 +48,12 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
         "code_version": provenance.get("code_version", ""),
         "fingerprint": store.fingerprint,
     }
+
+
+def _camera(store: EpisodeStore, camera: str) -> dict[str, Any]:
+    """Shape and type of the array that is there; its frames are not read."""
+    array = store.array(f"observation/images/{camera}")
+    return {"shape": list(array.shape[1:]), "dtype": str(array.dtype)}
 
 
 def _action(store: EpisodeStore) -> dict[str, Any] | None:

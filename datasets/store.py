@@ -89,7 +89,12 @@ class EpisodeStore:
             except KeyError:
                 found = None
             if not isinstance(found, zarr.Array):
+                if name in self.names():
+                    raise StoreError(f"{self.path}: the array '{name}' is gone.\nThe store is damaged: make it again.")
                 raise InputError(f"{self.path} has no array '{name}'.{suggest(name, self.names())}")
+            written = self.attributes.get("array_chunks", {}).get(name, found.nchunks_initialized)
+            if found.nchunks_initialized < written:  # Zarr reads a chunk that is gone as zeros
+                raise StoreError(f"{self.path}: chunks of '{name}' are gone.\nThe store is damaged: make it again.")
             self._arrays[name] = found
         return self._arrays[name]
 
@@ -152,7 +157,12 @@ class EpisodeStore:
 
     def label_names(self) -> list[str]:
         """Names of the label sets, sorted."""
-        labels = zarr.open_group(self._group.store_path / "labels", mode="r")
+        try:
+            labels = zarr.open_group(self._group.store_path / "labels", mode="r")
+        except FileNotFoundError as error:
+            raise StoreError(
+                f"{self.path}: its group 'labels' is gone.\nThe store is damaged: make it again."
+            ) from error
         return sorted(labels.group_keys())
 
     def label(self, name: str) -> Label:
@@ -211,8 +221,9 @@ def _open(path: str) -> zarr.Group:
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise StoreError(f"{path} is not an EpisodeStore: it holds no Zarr v3 group.") from error
     version = group.attrs.get("embodied_schema")
-    if version is None or "fingerprint" not in group.attrs:
-        raise StoreError(f"{path} is a Zarr group but not an EpisodeStore: its attributes lack 'embodied_schema'.")
+    required = ("embodied_schema", "spec", "fingerprint", "num_frames", "num_episodes")
+    if missing := [key for key in required if key not in group.attrs]:
+        raise StoreError(f"{path} is a Zarr group but not an EpisodeStore: its attributes lack '{missing[0]}'.")
     if version != SCHEMA_VERSION:
         raise StoreError(f"{path} has schema version {version}; this program reads version {SCHEMA_VERSION}.")
     return group

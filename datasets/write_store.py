@@ -168,6 +168,8 @@ class StoreWriter:
             )
             array[:] = np.array(texts, dtype=object)
             digests[f"episode/{key}"] = hash_json(texts)
+        arrays = sorted((name, item) for name, item in root.members(max_depth=None) if isinstance(item, zarr.Array))
+        chunks = {name: array.nchunks_initialized for name, array in arrays}
         root.attrs.update(
             {
                 "embodied_schema": SCHEMA_VERSION,
@@ -175,6 +177,7 @@ class StoreWriter:
                 "num_frames": num_frames,
                 "num_episodes": num_episodes,
                 "array_hashes": digests,
+                "array_chunks": chunks,
                 "fingerprint": hash_json([self.spec.to_json(), digests]),
                 **self._attributes,
             }
