@@ -4,36 +4,52 @@ Verbs are imported only when called, so that help and errors come at once. Error
 on standard error and exit code 2; a traceback is a bug.
 """
 
-import errno
+import contextlib
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from embodied import __version__
+from embodied import __version__, claim
 from embodied.contracts.errors import EmbodiedError, InputError, suggest
 from embodied.verbs import VERBS, LoadedVerb, find_verb
-
-USER_ERRNO = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if sys.stderr is None:  # closed by the caller; Python would print what is meant for it among the results
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk or a reader that has gone shows here, not at exit
+        return code
     except EmbodiedError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # `| head` has read enough
+        _discard_output()
+        return 141  # what a shell reports of a program that SIGPIPE ended
     except OSError as error:
-        if error.errno not in USER_ERRNO:
+        if error.errno is None:
             raise
-        print(f"error: {error.filename or 'writing'}: {error.strerror}.", file=sys.stderr)
+        _discard_output()
+        # The system refuses a path; rooms that know more have said it in an error of ours.
+        print(f"error: {error.filename or 'reading or writing'}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on where this one stopped.", file=sys.stderr)
         return 130
+
+
+def _discard_output() -> None:
+    """What is still buffered for standard output goes nowhere, so that Python's own flush at exit does not fail."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:
@@ -53,7 +69,9 @@ def _dispatch(words: list[str]) -> int:
     as_json = "--json" in rest
     rest = [word for word in rest if word != "--json"]
     loaded = find_verb(name).load()
-    result = loaded.run(_parse(name, loaded, rest), _progress())
+    config = _parse(name, loaded, rest)
+    with claim.claimed(loaded.touches(config)):
+        result = loaded.run(config, _progress())
     print(json.dumps(_strict(result), indent=1, allow_nan=False) if as_json else _text(loaded, result))
     return 0
 
@@ -89,7 +107,6 @@ def _progress() -> Any:
 
 def _parse(name: str, loaded: LoadedVerb, words: list[str]) -> Any:
     """Fill the verb's dataclass from the command line; its errors are brought into our one form."""
-    import contextlib
     import io
 
     import tyro

@@ -14,6 +14,7 @@ interrupted stage is called again with its partial work in place: every verb res
 """
 
 import ast
+import contextlib
 import dataclasses
 import fcntl
 import functools
@@ -25,13 +26,13 @@ import resource
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional
 
 import embodied
+from embodied import claim
 from embodied.config import check_keys, fill, to_json
 from embodied.contracts.errors import ConfigError, InputError
 from embodied.contracts.provenance import hash_file, hash_json
@@ -79,7 +80,10 @@ def run(config: Run, progress: Progress) -> dict[str, Any]:
     """Run a pipeline; the result holds each stage's state, seconds and result."""
     data = load_yaml(config.pipeline)
     check_keys(data, {"out", "stages"}, str(config.pipeline))
-    out = Path(config.out or data.get("out") or "out").absolute()
+    named = data.get("out") or "out"
+    if not isinstance(named, str):
+        raise ConfigError(f"{config.pipeline}: 'out' is {named!r}; it must be the path of a folder.")
+    out = Path(config.out or named).absolute()
     stages = plan_stages(data, config, out)
     states = {stage.name: ("done" if is_done(stage, out) else "to run") for stage in stages}
     if config.plan:
@@ -157,6 +161,8 @@ def plan_stages(data: Mapping[str, Any], config: Run, out: Path) -> list[Stage]:
     stages: list[Stage] = []
     written: dict[Path, str] = {}
     for name, entry in raw.items():
+        if not isinstance(name, str) or "/" in name:
+            raise ConfigError(f"{config.pipeline}: the stage name {name!r} must be text without '/'.")
         where = f"{config.pipeline}: stage '{name}'"
         if not isinstance(entry, dict) or "verb" not in entry:
             raise ConfigError(f"{where}: the key 'verb' is missing.")
@@ -168,6 +174,10 @@ def plan_stages(data: Mapping[str, Any], config: Run, out: Path) -> list[Stage]:
         values = {k: _expand(v, out, config.pipeline) for k, v in entry.items() if k != "verb"}
         filled = fill(loaded.config_type, values, where)
         touched = loaded.touches(filled)
+        try:
+            claim.check(touched)
+        except InputError as error:
+            raise ConfigError(f"{where}: {error}") from None
         inputs = {_portable(str(path), out): _input_key(path, written) for path in touched.reads}
         key = hash_json(
             {"verb": verb, "config": _portable(to_json(filled), out), "inputs": inputs, "code": code_key(verb)}
@@ -188,6 +198,8 @@ def _with_changes(raw: dict[str, Any], config: Run) -> dict[str, Any]:
         if not key or "=" not in change:
             raise ConfigError(f"--set: '{change}' is not of the form STAGE.KEY=VALUE.")
         check_keys({stage: None}, set(stages), "--set")
+        if not isinstance(stages[stage], dict):
+            raise ConfigError(f"{config.pipeline}: stage '{stage}' is no mapping; --set cannot change it.")
         try:
             stages[stage][key] = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -282,9 +294,10 @@ def fingerprint(path: Path) -> str:
     """A store's or label set's own fingerprint; a file's SHA-256; a folder's names, sizes and times; `absent`."""
     zarr_json = path / "zarr.json"
     if zarr_json.is_file():
-        attributes = json.loads(zarr_json.read_text()).get("attributes", {})
-        if "fingerprint" in attributes:
-            return str(attributes["fingerprint"])
+        with contextlib.suppress(ValueError):  # a damaged store: the verb that reads it says so
+            attributes = json.loads(zarr_json.read_text()).get("attributes", {})
+            if "fingerprint" in attributes:
+                return str(attributes["fingerprint"])
     if path.is_file():
         return hash_file(path)
     if path.is_dir():
@@ -296,7 +309,7 @@ def fingerprint(path: Path) -> str:
 # ---- running -------------------------------------------------------------------------------------
 
 
-@contextmanager
+@contextlib.contextmanager
 def _claimed(out: Path) -> Iterator[None]:
     """Hold the output folder: two runs at once would write over each other. A killed run lets go of it."""
     (out / ".stages").mkdir(parents=True, exist_ok=True)
@@ -327,7 +340,8 @@ def _run_stage(stage: Stage, out: Path, progress: Progress) -> dict[str, Any]:
     _write_marker(out, stage.name, record | {"state": "started"})
     progress.say(stage.verb)
     start = time.monotonic()
-    result = to_json(stage.loaded.run(stage.config, progress))
+    with claim.claimed(stage.touches):
+        result = to_json(stage.loaded.run(stage.config, progress))
     progress.close()
     seconds = round(time.monotonic() - start, 1)
     progress.say(f"done in {duration(seconds)}")

@@ -89,6 +89,8 @@ VERBS: dict[str, Verb] = {
 
 def find_verb(name: str) -> Verb:
     """Look up a verb by its words; an unknown one is an InputError with a suggestion."""
+    if not isinstance(name, str):  # a pipeline's YAML may hold anything
+        raise InputError(f"{name!r} is no verb; it must be text such as 'data info'.")
     if name not in VERBS:
         raise InputError(f"There is no verb '{name}'.{suggest(name, VERBS)}")
     return VERBS[name]

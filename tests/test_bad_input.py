@@ -2,18 +2,23 @@
 
 import dataclasses
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from embodied.claim import claimed
 from embodied.cli import main
 from embodied.contracts.provenance import provenance
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
 from embodied.datasets.episode import Episode
 from embodied.datasets.labels import LabelWriter
 from embodied.datasets.write_store import StoreWriter
+from embodied.verbs import Touches
 
 STEPS = 12
 
@@ -133,6 +138,97 @@ def test_a_pipeline_with_an_unknown_key(store: Path, tmp_path: Path, capsys: pyt
     path = tmp_path / "p.yaml"
     path.write_text(f"stages: {{clone: {{verb: train bc, store: {store}, out: '{{out}}/bc', sedes: 3}}}}")
     expect(capsys, ["run", path, "--out", tmp_path / "out"], "p.yaml", "'clone'", "'sedes'", "Did you mean 'seeds'")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("stages: {a: {verb: 3}}", "3 is no verb"),
+        ("stages: {a: {verb: [x]}}", "is no verb"),
+        ("stages: {1: {verb: info}}", "stage name 1"),
+        ("stages: {../../a: {verb: info}}", "stage name '../../a'"),
+        ("{out: [5], stages: {a: {verb: info}}}", "'out' is [5]"),
+        ("stages: {a: {verb: data info, store: STORE}, a: {verb: info}}", "given twice"),
+        ("stages: {a: {verb: train bc, store: STORE, out: STORE}}", "read and written"),
+        ("stages: {a: {verb: data info, store: DAMAGED}}", "DAMAGED is not an EpisodeStore"),
+    ],
+)
+def test_pipelines_that_are_refused(
+    content: str,
+    part: str,
+    store: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("STORE").symlink_to(store)
+    Path("DAMAGED").mkdir()
+    (Path("DAMAGED") / "zarr.json").write_text('{"zarr_format"')
+    Path("p.yaml").write_text(content)
+    expect(capsys, ["run", "p.yaml", "--out", "out"], part)
+
+
+def test_a_stage_that_is_no_mapping_cannot_be_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("stages: {a: hello}")
+    expect(capsys, ["run", path, "--set", "a.store=3"], "stage 'a' is no mapping")
+
+
+def test_outputs_that_are_inputs_or_in_a_store(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted(store.rglob("*"))
+    expect(capsys, ["train", "bc", store, "--out", store], "read and written")
+    expect(capsys, ["pretrain", store, "--camera", "side", "--out", store / "labels" / "x"], "lies in the store")
+    result = tmp_path / "result.json"
+    result.write_text("{}")
+    expect(capsys, ["compare", result, "--out", result], "read and written")
+    assert sorted(store.rglob("*")) == files
+    assert result.read_text() == "{}"
+
+
+def test_two_commands_on_one_output(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    with claimed(Touches(writes=(out,))):
+        expect(capsys, ["train", "bc", store, "--out", out, "--steps", "2"], str(out), "another command")
+    assert main(["train", "bc", str(store), "--out", str(out), "--seeds", "1", "--steps", "2"]) == 0
+
+
+def test_paths_that_the_system_refuses(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    source = robomimic(tmp_path / "demo.hdf5", np.zeros((20, 7)))
+    expect(capsys, ["data", "import", source, file / "store"], str(file), "Not a directory")
+    expect(capsys, ["train", "bc", store, "--out", file / "out", "--steps", "2"], str(file), "Not a directory")
+
+
+def test_stores_that_are_damaged(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Zarr alone reads a chunk that is gone as zeros."""
+    for damage, part in {
+        "action/c": "chunks of 'action' are gone",
+        "observation/images/side/c": "chunks of 'observation/images/side' are gone",
+        "action": "array 'action' is gone",
+        "labels": "group 'labels' is gone",
+    }.items():
+        damaged = tmp_path / damage.replace("/", "_")
+        shutil.copytree(store, damaged)
+        shutil.rmtree(damaged / damage)
+        expect(capsys, ["data", "info", damaged], str(damaged), part)
+        words = ["label", "clip", damaged, "--name", "x", "--goal", "cube", "--regularization", "0"]
+        if "images" in damage:
+            expect(capsys, words, part)
+    attributes = json.loads((store / "zarr.json").read_text())
+    del attributes["attributes"]["spec"]
+    (tmp_path / "action" / "zarr.json").write_text(json.dumps(attributes))
+    expect(capsys, ["data", "info", tmp_path / "action"], "lack 'spec'")
+
+
+@pytest.mark.parametrize(("redirection", "code"), [("| head -c 0", 141), ("> /dev/full", 2), (">&-", 0), ("2>&-", 0)])
+def test_standard_output_that_is_closed_or_full(redirection: str, code: int) -> None:
+    program = f"{sys.executable} -c 'import sys; from embodied.cli import main; sys.exit(main([\"--help\"]))'"
+    script = f"(sleep 0.3; {program}) {redirection}; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == code
+    assert len(ended.stderr.splitlines()) == (1 if "full" in redirection else 0), ended.stderr
 
 
 def test_bundles_that_are_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
