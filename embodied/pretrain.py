@@ -53,11 +53,11 @@ def pretrain(config: Pretrain, progress: Progress) -> dict[str, Any]:
         raise InputError("pretrain needs at least one store.")
     settings = configure(icvf.PRESETS, config.preset, config.settings, "pretrain")
     stores = [EpisodeStore(path) for path in config.stores]
-    parts = [icvf.frame_array(s, config.camera, config.out / f"frames_{i}.raw") for i, s in enumerate(stores)]
-    frames = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    joined = JoinedStores(stores, config.camera)
+    frames = icvf.frame_array(joined, config.camera, config.out / "frames.raw")
     bundle = icvf.pretrain(
         frames,
-        GoalSampler(_Episodes(stores), seed=config.seed),
+        GoalSampler(joined, seed=config.seed),
         settings,
         config.seed,
         config.steps,
@@ -74,10 +74,34 @@ def pretrain(config: Pretrain, progress: Progress) -> dict[str, Any]:
     return {"bundle": str(bundle), "frames": len(frames), "steps": config.steps, "camera": config.camera}
 
 
-class _Episodes:
-    """Episode bounds of several stores laid end to end."""
+class JoinedStores:
+    """Several stores laid end to end, as `frame_array` and `GoalSampler` read one: never more than asked for in memory.
 
-    def __init__(self, stores: list[Any]) -> None:
-        offsets = np.cumsum([0, *(store.num_frames for store in stores)])
-        self.episode_start = np.concatenate([s.episode_start + o for s, o in zip(stores, offsets, strict=False)])
+    Raises:
+        InputError: a store without the camera, or pictures of another size than the first store's.
+    """
+
+    def __init__(self, stores: list[Any], camera: str) -> None:
+        for store in stores:
+            store.frames(camera, 0, 0)  # an unknown camera is an error that lists the known ones
+            shape, first = store.spec.images[camera].shape, stores[0].spec.images[camera].shape
+            if shape != first:
+                raise InputError(
+                    f"{store.path}: pictures of '{camera}' are {shape}; those of {stores[0].path} {first}."
+                )
+        self._stores = stores
+        self._offsets = np.cumsum([0, *(store.num_frames for store in stores)])
+        self.path, self.spec = stores[0].path, stores[0].spec
+        self.num_frames = int(self._offsets[-1])
+        offsets = self._offsets[:-1]
+        self.episode_start = np.concatenate([s.episode_start + o for s, o in zip(stores, offsets, strict=True)])
         self.episode_length = np.concatenate([s.episode_length for s in stores])
+
+    def frames(self, camera: str, start: int, stop: int) -> np.ndarray:
+        """Frames `start` to `stop` of all stores together, (n, H, W, 3) uint8."""
+        pieces = [
+            store.frames(camera, max(start - offset, 0), min(stop - offset, store.num_frames))
+            for store, offset in zip(self._stores, self._offsets, strict=False)
+            if start < offset + store.num_frames and stop > offset
+        ]
+        return np.concatenate(pieces)

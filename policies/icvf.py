@@ -247,21 +247,20 @@ def pretrain(
         observations: (F, H, W, 3) uint8 frames (see `frame_array`) or (F, D) float32 states.
         sampler: indices of s, s', g, z for each step.
         contract: kept in the bundle, for instance {"camera": ..., "dataset": ...}.
+        provenance: kept in the bundle; a checkpoint made from other `inputs` in it is refused.
         progress: called with (done, total, text) at each log.
 
     Returns:
         The folder of the value bundle.
     """
     out = Path(out)
-    if (observations.dtype == np.uint8) != (observations.ndim == 4):
+    images = observations.ndim == 4
+    if (observations.dtype == np.uint8) != images:
         found = f"{observations.dtype} of {observations.ndim} axes"
         raise InputError(f"Expected uint8 frames (F, H, W, 3) or float32 states (F, D); found {found}.")
-    images = observations.ndim == 4
-    if images and observations.shape[1:] != (*config.encoder.image_size, 3):
-        config = dataclasses.replace(
-            config,
-            encoder=dataclasses.replace(config.encoder, image_size=(observations.shape[1], observations.shape[2])),
-        )
+    if images:
+        encoder_config = dataclasses.replace(config.encoder, image_size=observations.shape[1:3])
+        config = dataclasses.replace(config, encoder=encoder_config)
     learner = ICVF(config, seed, None if images else observations.shape[1], device)
 
     def batch(step: int) -> dict[str, Tensor]:
@@ -270,27 +269,22 @@ def pretrain(
         crop_pad = config.crop_pad if images else 0
         return {k: v.to(learner.device) for k, v in gather(observations, indices, crop_pad, rng).items()}
 
+    record = {**(provenance or {}), "seed": seed, "steps": steps}
     identity = {
         "learner": "icvf",
         "config": dataclasses.asdict(config),
         "seed": seed,
         "steps": steps,
         "data": _signature(observations),
+        "inputs": record.get("inputs", {}),
         "first_batch": {k: np.asarray(v).tolist() for k, v in sampler.sample(0, 8).items()},
     }
     run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
     learner.online.cpu()
     encoder = learner.online.encoder
-    record = {**(provenance or {}), "seed": seed, "steps": steps}
-    return save_value(
-        out / "bundle",
-        learner.online.heads,
-        encoder if isinstance(encoder, ImageEncoder) else None,
-        contract or {},
-        dataclasses.asdict(config),
-        record,
-        overwrite=True,
-    )
+    kept = encoder if isinstance(encoder, ImageEncoder) else None
+    settings = dataclasses.asdict(config)
+    return save_value(out / "bundle", learner.online.heads, kept, contract or {}, settings, record, overwrite=True)
 
 
 def _signature(array: np.ndarray) -> str:

@@ -170,9 +170,7 @@ def train(
     learner_class, config_class, _, _ = _find(learner_name)
     if not isinstance(config, config_class):
         raise ConfigError(f"{learner_name} takes a {config_class.__name__}; found {type(config).__name__}.")
-    seeds = [int(seed) for seed in seeds]
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ConfigError(f"Seeds must be distinct non-negative numbers; found {seeds}.")
+    seeds = _checked(seeds)
     data.check()
     reward, reward_record = data.reward, {"method": "unused"}
     if hasattr(config, "reward_normalization"):
@@ -204,6 +202,13 @@ def train(
     partial = out / "train.json.partial"
     partial.write_text(json.dumps(summary, indent=2) + "\n")
     return partial.rename(out / "train.json")
+
+
+def _checked(seeds: Sequence[int]) -> list[int]:
+    numbers = [int(seed) for seed in seeds]
+    if not numbers or len(set(numbers)) != len(numbers) or min(numbers) < 0:
+        raise ConfigError(f"Seeds must be distinct non-negative numbers; found {numbers}.")
+    return numbers
 
 
 def _save_bundles(

@@ -248,6 +248,10 @@ def test_other_data_or_seed_in_the_same_folder_is_refused(tmp_path: Path) -> Non
     for other, seed in ((frames[::-1], 0), (frames, 1)):
         with pytest.raises(ConfigError, match="another configuration"):
             pretrain(np.ascontiguousarray(other), sampler, config, seed, 2, tmp_path)
+    # The signature reads 256 frames only; what else differs shows in the store's fingerprint.
+    pretrain(frames, sampler, config, 0, 2, tmp_path / "c", provenance={"inputs": {"0": "one"}})
+    with pytest.raises(ConfigError, match="another configuration"):
+        pretrain(frames, sampler, config, 0, 2, tmp_path / "c", provenance={"inputs": {"0": "other"}})
     with pytest.raises(InputError, match="uint8 frames"):
         pretrain(frames.astype(np.float32), sampler, config, 0, 2, tmp_path / "b")
 
