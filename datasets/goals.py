@@ -45,10 +45,13 @@ class GoalSampler:
         episodes: Sequence[int] | np.ndarray | None = None,
     ) -> None:
         total = p_current + p_trajectory + p_random
-        if abs(total - 1.0) > 1e-6 or min(p_current, p_trajectory, p_random) < 0 or not 0 <= p_same_goal <= 1:
+        if abs(total - 1.0) > 1e-6 or min(p_current, p_trajectory, p_random) < 0:
             raise ConfigError(
-                f"p_current, p_trajectory and p_random are probabilities and sum to 1; they sum to {total:g}."
+                "p_current, p_trajectory and p_random must be probabilities that sum to 1; "
+                f"found {p_current:g}, {p_trajectory:g} and {p_random:g}, which sum to {total:g}."
             )
+        if not 0 <= p_same_goal <= 1:
+            raise ConfigError(f"p_same_goal must lie in [0, 1]; found {p_same_goal:g}.")
         self._seed = seed
         self._p = p_current, p_trajectory, p_same_goal
         ids = np.arange(len(store.episode_start)) if episodes is None else np.sort(np.asarray(episodes, np.int64))

@@ -354,7 +354,7 @@ def _contract(bag: Bag, file: str | Path | None) -> Contract:
                 return Contract.from_json(event["contract"], where)
     raise InputError(
         f"{bag.path} does not say what its joints and actions mean: it holds no embodied_contract.\n"
-        "Import it from Python with options={'contract': 'BUNDLE/contract.json'}, or record it with embodied deploy."
+        "Give the policy's with --options contract BUNDLE/contract.json, or record with embodied deploy."
     )
 
 

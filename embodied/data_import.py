@@ -19,7 +19,7 @@ class DataImport:
         source: file or folder to read.
         store: EpisodeStore to make; must not exist.
         format: robomimic, d4rl or rosbag2; found out from the source by default.
-        options: for the format's reader, for example control_dt 0.05.
+        options: for the format's reader; rosbag2 takes: contract BUNDLE/contract.json.
         licence: of the recordings, kept with the store.
     """
 

@@ -19,10 +19,6 @@ HEIGHTS: tuple[tuple[float, tuple[str, ...]], ...] = (
     (0.09, ("the gripper lifts the red cube above the table", "the red cube is lifted above the table")),
     (np.inf, ("the gripper lifts the red cube high above the table", "the red cube is lifted high above the table")),
 )
-GOAL = "the gripper lifts the red cube high above the table"
-BASELINE = "the gripper is very far from the red cube"
-
-
 NUM_STAGES = len(NEARNESS) + len(HEIGHTS)
 
 

@@ -77,5 +77,9 @@ def test_only_the_episodes_asked_for():
 def test_bad_settings():
     with pytest.raises(ConfigError, match="sum to 1"):
         GoalSampler(STORE, p_random=0.5)
+    with pytest.raises(ConfigError, match=r"found -0.2, 0.9 and 0.3"):
+        GoalSampler(STORE, p_current=-0.2, p_trajectory=0.9)
+    with pytest.raises(ConfigError, match=r"p_same_goal must lie in \[0, 1\]; found 1.5"):
+        GoalSampler(STORE, p_same_goal=1.5)
     with pytest.raises(StoreError, match="No frame has a successor"):
         GoalSampler(STORE, episodes=[1])
