@@ -152,8 +152,9 @@ class Actor(nn.Module):
 class MultilinearValue(nn.Module):
     """ICVF's heads over features: V_j(s, g, z) = <A_j(t * phi_j(s)), B_j(t * psi_j(g))>, t = T_j(psi_j(z)), j < J.
 
-    psi encodes both goal and intent; A and B have biases (Ghosh et al. 2023, `icvf_networks.py`). No seeds are stacked:
-    the stack axis of the layers is J, the ensemble of heads over one shared encoder.
+    psi encodes both goal and intent; A and B have biases (Ghosh et al. 2023, `icvf_networks.py`). T has one layer more
+    than the release's: `hidden_sizes` and then d. No seeds are stacked: the stack axis of the layers is J, the ensemble
+    of heads over one shared encoder.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """robosuite's Lift with a Panda, its joints driven by position servos as a ros2_control arm's are.
 
 Scene, placement range, initial posture, success rule and shaped reward are robosuite 1.5's. Two things differ, for one
-reason each. The torque motors are replaced by MuJoCo position servos, so that a step is one C call instead of 50 calls
-of a Python controller, and so that the same scene file serves as the robot on the ROS 2 graph. The episode never
+reason each. The torque motors are replaced by MuJoCo position servos, so that a step is five C calls instead of 50
+calls of a Python controller, and so that the same scene file serves as the robot on the ROS 2 graph. The episode never
 terminates: success is reported in `info`, since a termination at success turns a positive learned reward into a reason
 to fail.
 """

@@ -44,6 +44,10 @@ class Learner(Protocol):
         """One gradient step. Metrics are tensors of shape (S,), left on the device."""
         ...
 
+    def actor_state(self, index: int) -> dict[str, Any]:
+        """The actor of one seed, by its position in the stack, as a policy bundle keeps it."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Everything `load_state_dict` needs to go on exactly: parameters, optimiser moments, step."""
         ...
