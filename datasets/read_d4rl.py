@@ -15,7 +15,7 @@ import numpy as np
 from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
 from embodied.datasets.episode import Episode, end_flags, padded_last
-from embodied.datasets.source import Source, as_text, is_hdf5, is_image, open_hdf5, readable, with_final_row
+from embodied.datasets.source import Source, as_text, is_hdf5, is_image, no_options, open_hdf5, readable, with_final_row
 
 REQUIRED = ("observations", "actions")
 
@@ -29,6 +29,7 @@ def sniff(path: Path) -> bool:
 
 def read(path: Path, options: Mapping[str, Any]) -> Source:
     """Open a D4RL file. Raises InputError: truncated, keys missing or of different lengths."""
+    no_options("d4rl", options)
     file = open_hdf5(path)
     with readable(path):
         _check_lengths(path, file)
@@ -139,6 +140,9 @@ def _check_lengths(path: Path, file: Any) -> None:
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{key} {length}" for key, length in lengths.items())
         raise InputError(f"{path}: arrays differ in length: {found}.")
+    if file["actions"].ndim != 2 or file["actions"].dtype.kind not in "fiub":
+        found = f"{file['actions'].dtype} {file['actions'].shape}"
+        raise InputError(f"{path}: 'actions' must be numbers (N, A); found {found}.")
     if not lengths["actions"]:
         raise InputError(f"{path} has no actions: its arrays are empty.")
 

@@ -17,7 +17,7 @@ import numpy as np
 from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
 from embodied.datasets.episode import Episode, end_flags, padded_last
-from embodied.datasets.source import Source, as_text, is_hdf5, is_image, open_hdf5, readable, with_final_row
+from embodied.datasets.source import Source, as_text, is_hdf5, is_image, no_options, open_hdf5, readable, with_final_row
 
 
 def sniff(path: Path) -> bool:
@@ -29,6 +29,7 @@ def sniff(path: Path) -> bool:
 
 def read(path: Path, options: Mapping[str, Any]) -> Source:
     """Open a robomimic file. Raises InputError: truncated, or demos without `obs` or `actions`."""
+    no_options("robomimic", options)
     file = open_hdf5(path)
     with readable(path):
         demos = _demos(file)
@@ -37,9 +38,13 @@ def read(path: Path, options: Mapping[str, Any]) -> Source:
         environment = _environment(file)
         first = file[f"data/{demos[0]}"]
         observations, images, skipped = _observation_specs(path, first)
-        if "actions" not in first:
+        if not isinstance(first.get("actions"), h5py.Dataset):
             raise InputError(f"Episode '{path.name}/{demos[0]}' has no actions: 'data/{demos[0]}/actions' is absent.")
-        control_hz = environment.get("env_kwargs", {}).get("control_freq", 0)
+        if first["actions"].ndim != 2 or first["actions"].dtype.kind not in "fiub":
+            found = f"{first['actions'].dtype} {first['actions'].shape}"
+            raise InputError(f"Episode '{path.name}/{demos[0]}': 'actions' must be numbers (N, A); found {found}.")
+        settings = environment.get("env_kwargs")
+        control_hz = settings.get("control_freq", 0) if isinstance(settings, dict) else 0
         spec = DatasetSpec(
             observations=observations,
             images=images,
@@ -115,9 +120,10 @@ def _demos(file: Any) -> list[str]:
 def _environment(file: Any) -> dict[str, Any]:
     text = as_text(file["data"].attrs.get("env_args", "{}"))
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except ValueError:
-        return {"unreadable": text}
+        found = None
+    return found if isinstance(found, dict) else {"unreadable": text}
 
 
 def _filter_keys(file: Any, demos: list[str]) -> dict[str, list[int]]:

@@ -3,14 +3,14 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from embodied.contracts.errors import InputError
+from embodied.contracts.errors import ConfigError, InputError
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.episode import Episode
 
@@ -32,9 +32,16 @@ class Source:
     attributes: dict[str, Any]
 
 
+def no_options(format: str, options: Mapping[str, Any]) -> None:
+    """For a reader that takes none. Raises ConfigError naming the first that is given."""
+    for key in options:
+        raise ConfigError(f"{format} has no option '{key}'; it takes none.")
+
+
 def is_hdf5(path: Path) -> bool:
     """Whether `path` is a file with HDF5's signature; it may still be truncated."""
-    return path.is_file() and bool(h5py.is_hdf5(path))
+    with readable(path):
+        return path.is_file() and bool(h5py.is_hdf5(path))
 
 
 def open_hdf5(path: Path) -> Any:  # h5py.File, whose items are typed as a union that no use satisfies

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
+from embodied.config import write_result
 from embodied.contracts.errors import InputError, suggest
 from embodied.progress import Progress
 from embodied.statistics import Interval, difference
@@ -46,8 +47,7 @@ def compare(config: Compare, progress: Progress) -> dict[str, Any]:
         "against": against,
     }
     if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(result, indent=1))
+        write_result(config.out, result)
     return result | {"policies": policies}
 
 

@@ -1,13 +1,14 @@
 """Fill a frozen dataclass from YAML or JSON: unknown keys and wrong types are errors that say what would be right."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
-from embodied.contracts.errors import ConfigError, suggest
+from embodied.contracts.errors import ConfigError, InputError, suggest
 
 T = TypeVar("T")
 Setting = int | float | bool | str  # a value of a learner's own configuration, as YAML and command line give it
@@ -38,6 +39,27 @@ def _decode(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
     raise msgspec.ValidationError(f"expected {kind.__name__}, got {type(value).__name__} {value!r}")
+
+
+def check_result_path(path: Path | None) -> None:
+    """Raise InputError, or the system's own refusal, where no file can be written; before the work, not after it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file to write the result to.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def write_result(path: Path, result: Any) -> None:
+    """A JSON file, whole or not at all."""
+    check_result_path(path)
+    temporary = path.with_name(f".{path.name}")
+    try:
+        temporary.write_text(json.dumps(result, indent=1))
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def to_json(config: Any) -> Any:

@@ -1,7 +1,7 @@
 """`embodied deploy`: a bundle drives a robot over ROS 2 topics, through the safety filter, and is recorded."""
 
 import dataclasses
-import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from tyro.conf import Positional
 
 import embodied
-from embodied.config import to_json
+from embodied.config import check_result_path, to_json, write_result
 from embodied.contracts.errors import InputError
 from embodied.evaluate import bundles
 from embodied.progress import Progress
@@ -61,6 +61,9 @@ def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
 
     if config.episodes < 1:
         raise InputError("--episodes: at least 1 is needed.")
+    if config.horizon is not None and not 0 < config.horizon < math.inf:
+        raise InputError(f"--horizon: a number of seconds above 0 is needed; found {config.horizon}.")
+    check_result_path(config.out)
     bundle = Path(bundles(config.bundle)[0][1])
     policy = load_policy(bundle)
     with tempfile.TemporaryDirectory(prefix="embodied-scene-") as folder:
@@ -90,8 +93,7 @@ def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
         )
     report = _report(config, bundle, result)
     if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(report, indent=1))
+        write_result(config.out, report)
     return report
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
+from embodied.config import check_result_path, write_result
 from embodied.contracts.errors import BundleError, InputError
 from embodied.progress import Progress
 from embodied.statistics import over_seeds, wilson
@@ -56,6 +56,8 @@ def evaluate(config: Evaluate, progress: Progress) -> dict[str, Any]:
 
     if config.episodes < 1 or not config.policies:
         raise InputError("eval needs at least one policy and --episodes of at least 1.")
+    for path in (config.out, config.film):
+        check_result_path(path)
     behaviours = environment(config.env).behaviours
     tasks: dict[str, str | Callable[[], Any]] = {}
     groups: dict[str, Seeds] = {}
@@ -85,8 +87,7 @@ def evaluate(config: Evaluate, progress: Progress) -> dict[str, Any]:
     if config.film:
         report["film"] = _film(tasks, config, progress)
     if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(report, indent=1))
+        write_result(config.out, report)
     return report
 
 

@@ -1,12 +1,12 @@
 """`embodied label audit`: before anyone trains on a label set, does it rise with true progress?"""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional
 
+from embodied.config import write_result
 from embodied.progress import Progress
 from embodied.verbs import Touches
 
@@ -60,8 +60,7 @@ def label_audit(config: LabelAudit, progress: Progress) -> dict[str, Any]:
         progress(done, len(labels), "label sets compared")
     result = {"store": str(config.store), "episodes": episodes, "labels": audits}
     if config.out:
-        config.out.parent.mkdir(parents=True, exist_ok=True)
-        config.out.write_text(json.dumps(result, indent=1))
+        write_result(config.out, result)
     return result
 
 

@@ -61,8 +61,8 @@ def touches(config: Report) -> Touches:
 
 def report(config: Report, progress: Progress) -> dict[str, Any]:
     page = Page(config.title)
-    audit = _read_json(config.audit, "embodied label audit --out")
-    deployment = _read_json(config.deployment, "embodied deploy --out")
+    audit = _read_json(config.audit, "embodied label audit --out", {"episodes", "labels"})
+    deployment = _read_json(config.deployment, "embodied deploy --out", {"episodes", "success", "latency_ms"})
     parts = [
         lambda: labels_section(page, config, audit),
         lambda: success_section(page, config, deployment),
@@ -371,11 +371,14 @@ def _interval_cells(interval: dict[str, float]) -> list[str]:
     return [f"{100 * interval['estimate']:.1f} %", f"{100 * interval['low']:.1f} to {100 * interval['high']:.1f}"]
 
 
-def _read_json(path: Path | None, maker: str) -> dict[str, Any] | None:
+def _read_json(path: Path | None, maker: str, keys: set[str]) -> dict[str, Any] | None:
     if path is None:
         return None
     try:
-        return json.loads(path.read_text())
+        data = json.loads(path.read_text())
+        if not isinstance(data, dict) or not keys <= set(data):
+            raise InputError(f"{path} is not what '{maker}' writes: it lacks {', '.join(sorted(keys))}.")
+        return data
     except FileNotFoundError:
         raise InputError(f"{path}: there is no such file. Make it: {maker} {path}") from None
     except ValueError as error:

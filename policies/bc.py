@@ -13,6 +13,7 @@ from torch import Tensor
 
 from embodied.contracts.batch import Batch
 from embodied.policies.bundle import unstack
+from embodied.policies.configure import Count, Positive
 from embodied.policies.loop import Adam, load_module, module_tensors
 from embodied.policies.losses import gaussian_log_prob
 from embodied.policies.networks import Actor, clip_actions, generators
@@ -26,10 +27,10 @@ class BCConfig:
     batch_size: B, per seed.
     """
 
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     cosine_actor: bool = True
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    batch_size: int = 256
+    hidden_sizes: tuple[Count, ...] = (256, 256)
+    batch_size: Count = 256
 
 
 PRESETS: dict[str, BCConfig] = {"default": BCConfig()}

@@ -9,11 +9,12 @@
 A bundle appears whole or not at all. Loading refuses what does not match; it never falls back to "unnormalised".
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -243,15 +244,16 @@ def load_policy(folder: str | Path, threads: int = 1) -> BundlePolicy:
             that do not take and give what the contract says.
     """
     folder = Path(folder)
-    config, contract_json, tensors, provenance = _read(folder, "policy")
     torch.set_num_threads(threads)
-    contract = PolicyContract.from_json(contract_json)
-    sizes = config["architecture"]["sizes"]
-    actor = Actor(generators([0]), sizes[0], sizes[-1], sizes[1:-1])
-    _load_tensors(actor, tensors, "actor.", folder)
-    encoder = _load_encoder(config, tensors, folder)
-    _check_fit(contract, sizes, encoder, folder)
-    return BundlePolicy(contract, actor, encoder, config, provenance, str(folder))
+    with _readable(folder):
+        config, contract_json, tensors, provenance = _read(folder, "policy")
+        contract = PolicyContract.from_json(contract_json)
+        sizes = config["architecture"]["sizes"]
+        actor = Actor(generators([0]), sizes[0], sizes[-1], sizes[1:-1])
+        _load_tensors(actor, tensors, "actor.", folder)
+        encoder = _load_encoder(config, tensors, folder)
+        _check_fit(contract, sizes, encoder, folder)
+        return BundlePolicy(contract, actor, encoder, config, provenance, str(folder))
 
 
 def save_value(
@@ -281,14 +283,15 @@ def load_value(folder: str | Path) -> ValueBundle:
     folder = Path(folder)
     if not (folder / "hashes.json").exists() and (folder / "bundle" / "hashes.json").exists():
         folder = folder / "bundle"
-    config, contract, tensors, provenance = _read(folder, "value")
-    shape = config["architecture"]
-    heads = MultilinearValue(
-        generators([0])[0], shape["sizes"][0], shape["sizes"][1:], shape["heads"], shape["layer_norm"]
-    )
-    _load_tensors(heads, tensors, "heads.", folder)
-    encoder = _load_encoder(config, tensors, folder)
-    return ValueBundle(heads, encoder, contract, config, provenance, hash_file(folder / "model.safetensors"))
+    with _readable(folder):
+        config, contract, tensors, provenance = _read(folder, "value")
+        shape = config["architecture"]
+        heads = MultilinearValue(
+            generators([0])[0], shape["sizes"][0], shape["sizes"][1:], shape["heads"], shape["layer_norm"]
+        )
+        _load_tensors(heads, tensors, "heads.", folder)
+        encoder = _load_encoder(config, tensors, folder)
+        return ValueBundle(heads, encoder, contract, config, provenance, hash_file(folder / "model.safetensors"))
 
 
 def unstack(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
@@ -388,6 +391,18 @@ def _write(
         shutil.rmtree(partial, ignore_errors=True)
         raise BundleError(f"{folder}: could not write the bundle: {error}.") from error
     return folder
+
+
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turns what damaged or foreign files cause inside the block into a BundleError."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise BundleError(
+            f"{folder} cannot be read as a bundle: {type(error).__name__}: {error}.\n"
+            "Copy the bundle again from where it was trained."
+        ) from error
 
 
 def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor], dict[str, Any]]:

@@ -2,13 +2,18 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
 from embodied.contracts.errors import ConfigError, suggest
 
 T = TypeVar("T")
+# What `configure` accepts in a field of this type.
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Nonnegative = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 def configure(presets: Mapping[str, T], preset: str, changes: Mapping[str, Any], where: str) -> T:
@@ -19,7 +24,7 @@ def configure(presets: Mapping[str, T], preset: str, changes: Mapping[str, Any],
         where: opens every error's message, for example `train iql`.
 
     Raises:
-        ConfigError: unknown preset or field (with a suggestion), or a value of the wrong type.
+        ConfigError: unknown preset or field (with a suggestion), or a value of the wrong type or out of range.
     """
     if preset not in presets:
         raise ConfigError(f"{where}: there is no preset '{preset}'.{suggest(preset, presets)}")

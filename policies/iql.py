@@ -14,6 +14,7 @@ from torch import Tensor
 
 from embodied.contracts.batch import Batch
 from embodied.policies.bundle import unstack
+from embodied.policies.configure import Count, Nonnegative, Positive, Share
 from embodied.policies.loop import Adam, load_module, module_tensors, update_target
 from embodied.policies.losses import advantage_weight, expectile_loss, gaussian_log_prob, td_target
 from embodied.policies.networks import Actor, Critic, Value, clip_actions, generators
@@ -32,17 +33,17 @@ class IQLConfig:
     reward_normalization: see `normalize_rewards`; `reward_quantiles` belongs to its `quantile`.
     """
 
-    discount: float = 0.99
-    expectile: float = 0.7
-    inverse_temperature: float = 3.0
-    target_update_rate: float = 0.005
-    max_weight: float = 100.0
-    learning_rate: float = 3e-4
+    discount: Share = 0.99
+    expectile: Share = 0.7
+    inverse_temperature: Nonnegative = 3.0
+    target_update_rate: Share = 0.005
+    max_weight: Positive = 100.0
+    learning_rate: Positive = 3e-4
     cosine_actor: bool = True
-    hidden_sizes: tuple[int, ...] = (256, 256)
-    batch_size: int = 256
+    hidden_sizes: tuple[Count, ...] = (256, 256)
+    batch_size: Count = 256
     reward_normalization: str = "none"
-    reward_quantiles: tuple[float, float] = (0.01, 0.99)
+    reward_quantiles: tuple[Share, Share] = (0.01, 0.99)
 
 
 PRESETS: dict[str, IQLConfig] = {

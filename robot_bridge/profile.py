@@ -157,6 +157,8 @@ def load_profile(name: str | Path) -> Profile:
     path = profile_path(name)
     try:
         data = yaml.safe_load(path.read_text())
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not a text file.") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(data, Mapping):

@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
-from embodied.contracts.errors import EmbodiedError
+from embodied.contracts.errors import EmbodiedError, InputError
 
 _PR_SET_PDEATHSIG = 1
 
@@ -30,6 +30,8 @@ def run_tasks(function: Callable[..., Any], tasks: Iterable[tuple], workers: int
         function: a module-level function; it runs in spawned processes and keeps its simulator between tasks.
         workers: number of processes; 0 means one per core.
     """
+    if workers < 0:
+        raise InputError("--workers: a number of processes, or 0 for one per core.")
     workers = workers or len(os.sched_getaffinity(0))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
         pending = {pool.submit(function, *task) for task in tasks}

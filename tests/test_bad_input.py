@@ -201,6 +201,65 @@ def test_paths_that_the_system_refuses(store: Path, tmp_path: Path, capsys: pyte
     expect(capsys, ["train", "bc", store, "--out", file / "out", "--steps", "2"], str(file), "Not a directory")
 
 
+def test_damaged_or_foreign_hdf5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "store"
+    expect(capsys, ["data", "import", robomimic(tmp_path / "flat.hdf5", np.zeros(20)), target], "(N, A)", "(20,)")
+    text = robomimic(tmp_path / "text.hdf5", np.full((20, 7), b"a"))
+    expect(capsys, ["data", "import", text, target], "must be numbers")
+    good = robomimic(tmp_path / "good.hdf5", np.zeros((20, 7)))
+    expect(capsys, ["data", "import", good, target, "--options", "control_dt", "0.1"], "no option 'control_dt'")
+    with h5py.File(good, "a") as file:
+        file["data"].attrs["env_args"] = "[1]"
+        del file["data/demo_0/actions"]
+        file.create_group("data/demo_0/actions")
+    expect(capsys, ["data", "import", good, target], "no actions")
+    with h5py.File(tmp_path / "d4rl.hdf5", "w") as file:
+        file.update({"observations": np.zeros((20, 3)), "actions": np.zeros(20), "terminals": np.zeros(20, bool)})
+    expect(capsys, ["data", "import", tmp_path / "d4rl.hdf5", target], "(N, A)", "(20,)")
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ("batch_size", "0"),
+        ("learning_rate", "-1"),
+        ("learning_rate", "nan"),
+        ("hidden_sizes", "8,0"),
+        ("discount", "2"),
+        ("expectile", "5"),
+        ("inverse_temperature", "-1"),
+        ("reward_quantiles", "-0.1,0.9"),
+    ],
+)
+def test_settings_out_of_range(
+    setting: tuple[str, str], store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    expect(capsys, ["train", "iql", store, "--reward", "good", "--out", out, "--settings", *setting], setting[0])
+    assert not out.exists()
+
+
+def test_results_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before the work, not after it."""
+    (tmp_path / "file").write_text("")
+    words = ["eval", "random", "--env", "robosuite/Lift"]
+    expect(capsys, [*words, "--out", tmp_path], "is a folder")
+    expect(capsys, [*words, "--film", tmp_path], "is a folder")
+    expect(capsys, [*words, "--out", tmp_path / "file" / "x.json"], "file: File exists")
+    expect(capsys, [*words, "--episodes", "1", "--workers", "-1"], "--workers")
+    for horizon in ("0", "-1", "nan"):
+        expect(capsys, ["deploy", tmp_path, "--horizon", horizon], "--horizon")
+
+
+def test_a_report_of_swapped_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = tmp_path / "success.json"
+    result.write_text('{"env": "x", "initial_seeds": [], "policies": {}}')
+    expect(capsys, ["report", tmp_path / "r.html", "--audit", result], "embodied label audit --out", "lacks")
+    expect(capsys, ["report", tmp_path / "r.html", "--deployment", result], "embodied deploy --out", "lacks")
+    assert not (tmp_path / "r.html").exists()
+
+
 def test_stores_that_are_damaged(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Zarr alone reads a chunk that is gone as zeros."""
     for damage, part in {
@@ -252,6 +311,18 @@ def test_bundles_that_are_refused(bundle: Path, capsys: pytest.CaptureFixture[st
     (bundle / "model.safetensors").rename(bundle / "away")
     expect(capsys, words, "model.safetensors is missing")
     (bundle / "away").rename(bundle / "model.safetensors")
+    for name, content in {
+        "model.safetensors": (bundle / "model.safetensors").read_bytes()[:100],
+        "config.json": json.dumps({"kind": "policy", "schema": 1}).encode(),
+        "hashes.json": b"[]",
+    }.items():
+        whole = (bundle / name).read_bytes()
+        (bundle / name).write_bytes(content)
+        if name != "hashes.json":
+            hashes.write_text(json.dumps(json.loads(kept) | {name: hash_file(bundle / name)}))
+        expect(capsys, words, str(bundle), "cannot be read as a bundle")
+        (bundle / name).write_bytes(whole)
+        hashes.write_text(kept)
 
 
 def test_a_bundle_that_does_not_fit_the_environment(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
