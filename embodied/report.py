@@ -257,7 +257,7 @@ def provenance_section(page: Page, config: Report) -> None:
         total = sum(m["seconds"] for m in done)
         page.findings["seconds"] = round(total, 1)
         page.tile(duration(total), f"for all {len(done)} stages before this page")
-        parts.append(table(["stage", "verb", "time", "peak memory", "key"], rows, numbers=(2, 3)))
+        parts.append(table(["stage", "verb", "time", "peak memory up to its end", "key"], rows, numbers=(2, 3)))
         configs = json.dumps({m["name"]: {"verb": m["verb"], **m["config"]} for m in done}, indent=1)
         parts.append(details("the whole configuration", f"<pre>{html.escape(configs)}</pre>"))
     parts.append(table(["package", "version"], [[k, v] for k, v in versions.items()]))
