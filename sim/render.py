@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import weakref
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ class FastRenderer:
                 f"MuJoCo cannot open an off-screen {os.environ['MUJOCO_GL']} context: {error}\n"
                 "Install Mesa (apt-get install libegl1 libgl1-mesa-dri) or set MUJOCO_GL=osmesa."
             ) from error
+        # Before interpreter shutdown unloads the GL library that freeing the context needs.
+        self._close = weakref.finalize(self, self._renderer.close)
         for flag, on in RENDER_FLAGS.items():
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag.upper()}")] = on
         self._option = mujoco.MjvOption()
@@ -86,4 +89,5 @@ class FastRenderer:
         return self._renderer.render().copy()
 
     def close(self) -> None:
-        self._renderer.close()
+        """Free the GL context; called twice or at interpreter exit, it does no harm."""
+        self._close()
