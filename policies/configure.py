@@ -11,6 +11,8 @@ from embodied.contracts.errors import ConfigError, suggest
 T = TypeVar("T")
 # What `configure` accepts in a field of this type.
 Count = Annotated[int, msgspec.Meta(ge=1)]
+WholeNumber = Annotated[int, msgspec.Meta(ge=0)]
+Sizes = Annotated[tuple[Count, ...], msgspec.Meta(min_length=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Nonnegative = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]

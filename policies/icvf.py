@@ -17,6 +17,7 @@ from torch import Tensor
 
 from embodied.contracts.errors import InputError, StoreError
 from embodied.policies.bundle import save_value
+from embodied.policies.configure import Count, Positive, Share, Sizes, WholeNumber
 from embodied.policies.loop import (
     Adam,
     Progress,
@@ -46,16 +47,16 @@ class ICVFConfig:
     encoder: of images; unused for states.
     """
 
-    discount: float = 0.98
-    expectile: float = 0.9
-    target_update_rate: float = 0.02
-    learning_rate: float = 1e-3
-    epsilon: float = 1e-8
-    batch_size: int = 64
-    hidden_sizes: tuple[int, ...] = (128, 128)
-    heads: int = 2
+    discount: Share = 0.98
+    expectile: Share = 0.9
+    target_update_rate: Share = 0.02
+    learning_rate: Positive = 1e-3
+    epsilon: Positive = 1e-8
+    batch_size: Count = 64
+    hidden_sizes: Sizes = (128, 128)
+    heads: Count = 2
     layer_norm: bool = False
-    crop_pad: int = 0
+    crop_pad: WholeNumber = 0
     encoder: EncoderConfig = dataclasses.field(default_factory=EncoderConfig)
 
 

@@ -11,7 +11,8 @@ import torch
 from embodied.contracts.errors import ConfigError, InputError
 from embodied.contracts.specs import ArraySpec
 from embodied.policies.bundle import load_value
-from embodied.policies.icvf import ICVF, ICVFConfig, frame_array, gather, pretrain
+from embodied.policies.configure import configure
+from embodied.policies.icvf import ICVF, PRESETS, ICVFConfig, frame_array, gather, pretrain
 from embodied.policies.losses import icvf_advantage, icvf_loss, success_reward, td_target
 from embodied.policies.networks import EncoderConfig, MultilinearValue
 
@@ -254,6 +255,15 @@ def test_other_data_or_seed_in_the_same_folder_is_refused(tmp_path: Path) -> Non
         pretrain(frames, sampler, config, 0, 2, tmp_path / "c", provenance={"inputs": {"0": "other"}})
     with pytest.raises(InputError, match="uint8 frames"):
         pretrain(frames.astype(np.float32), sampler, config, 0, 2, tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("batch_size", 0), ("heads", 0), ("crop_pad", -1), ("expectile", 2.0), ("hidden_sizes", "")]
+)
+def test_settings_out_of_range_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"setting '{name}'"):
+        configure(PRESETS, "short", {name: value}, "pretrain")
+    assert configure(PRESETS, "short", {"crop_pad": 0, "hidden_sizes": "32"}, "pretrain").hidden_sizes == (32,)
 
 
 def test_states_without_an_encoder(tmp_path: Path) -> None:
