@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ def _discard_output() -> None:
 
 
 def _dispatch(words: list[str]) -> int:
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"  # where in the code is no news to users
     if not words or words[0] in ("-h", "--help", "help"):
         print(overview())
         return 0

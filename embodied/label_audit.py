@@ -51,7 +51,7 @@ def label_audit(config: LabelAudit, progress: Progress) -> dict[str, Any]:
     labels = {name: store.label(name) for name in names}
     truth = true_progress(config.env or store.spec.environment, store)
     episodes = list(range(store.num_episodes))
-    if config.holdout < 1.0:
+    if config.holdout != 1.0:
         episodes = [int(i) for i in split_episodes(store, config.holdout, config.seed)[1]]
     start, length = store.episode_start[episodes], store.episode_length[episodes]
     audits = {}

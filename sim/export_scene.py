@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from embodied.sim.render import HIDDEN_GROUPS, RENDER_FLAGS
-from embodied.sim.robosuite_lift import CAMERAS, GRIPPER_JOINT, JOINTS, LiftEnv
+from embodied.sim.robosuite_lift import CAMERAS, GRIPPER_JOINT, JOINTS, LiftEnv, check_views
 
 _FINGERS = ((1, 1.0), (2, -1.0))  # finger, sign of its joint when the hand opens
 
@@ -33,6 +33,7 @@ def export_scene(folder: Path, cameras: Sequence[str] = ("wrist",), image_size: 
         cameras: those the robot publishes; each costs a picture per camera period.
         seed: of the state the scene starts in.
     """
+    check_views(cameras, image_size)
     env = LiftEnv(cameras=())
     scene: dict[str, Any] = {
         "schema": 1,

@@ -176,6 +176,15 @@ def dataset_spec(cameras: Sequence[str], image_size: int) -> DatasetSpec:
     return DatasetSpec(observations, images, action, CONTROL_DT, "robosuite/Lift")
 
 
+def check_views(cameras: Sequence[str], image_size: int) -> None:
+    """Raise InputError for a camera that is not there or a size that is none."""
+    for camera in cameras:
+        if camera not in CAMERAS:
+            raise InputError(f"robosuite/Lift has no camera '{camera}'.{suggest(camera, CAMERAS)}")
+    if image_size < 1:
+        raise InputError(f"An image size of {image_size} is not possible; give at least 1 pixel.")
+
+
 class LiftEnv:
     """Gymnasium's reset and step over the servo-driven scene.
 
@@ -188,9 +197,7 @@ class LiftEnv:
     camera_names = CAMERAS
 
     def __init__(self, cameras: Sequence[str] = ("wrist",), image_size: int = 64) -> None:
-        for camera in cameras:
-            if camera not in CAMERAS:
-                raise InputError(f"robosuite/Lift has no camera '{camera}'.{suggest(camera, CAMERAS)}")
+        check_views(cameras, image_size)
         mujoco = load_mujoco()
         self._mujoco = mujoco
         self.scene = build_scene()

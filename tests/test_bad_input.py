@@ -248,6 +248,8 @@ def test_results_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFi
     expect(capsys, [*words, "--film", tmp_path], "is a folder")
     expect(capsys, [*words, "--out", tmp_path / "file" / "x.json"], "file: File exists")
     expect(capsys, [*words, "--episodes", "1", "--workers", "-1"], "--workers")
+    expect(capsys, ["robot", "sim", "--cameras", "front"], "no camera 'front'")
+    expect(capsys, ["robot", "sim", "--image-size", "0"], "image size of 0")
     for horizon in ("0", "-1", "nan"):
         expect(capsys, ["deploy", tmp_path, "--horizon", horizon], "--horizon")
 
