@@ -71,3 +71,15 @@ def to_json(config: Any) -> Any:
     if isinstance(config, list | tuple):
         return [to_json(v) for v in config]
     return str(config) if isinstance(config, Path) else config
+
+
+def torch_device(name: str) -> str:
+    """`name` if torch can use it; a ConfigError that says what there is otherwise."""
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError):
+        here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ConfigError(f"--device: '{name}' cannot be used here. There is: {', '.join(here)}.") from None
+    return name

@@ -7,6 +7,7 @@ from typing import Any
 from tyro.conf import Positional
 
 import embodied
+from embodied.config import torch_device
 from embodied.progress import Progress
 from embodied.verbs import Touches
 
@@ -66,7 +67,7 @@ def label_clip(config: LabelClip, progress: Progress) -> dict[str, Any]:
         model=config.model,
         pretrained=config.pretrained,
         batch=config.batch,
-        device=config.device,
+        device=torch_device(config.device),
         progress=progress,
     )
     return label_summary(label)

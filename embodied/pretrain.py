@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
-from embodied.config import Setting
+from embodied.config import Setting, torch_device
 from embodied.contracts.errors import InputError
 from embodied.progress import Progress
 from embodied.verbs import Touches
@@ -69,7 +69,7 @@ def pretrain(config: Pretrain, progress: Progress) -> dict[str, Any]:
             {str(i): store.fingerprint for i, store in enumerate(stores)},
         ),
         progress=progress,
-        device=config.device,
+        device=torch_device(config.device),
     )
     return {"bundle": str(bundle), "frames": len(frames), "steps": config.steps, "camera": config.camera}
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
-from embodied.config import Setting, to_json
+from embodied.config import Setting, to_json, torch_device
 from embodied.contracts.errors import InputError, suggest
 from embodied.progress import Progress
 from embodied.verbs import Touches
@@ -118,7 +118,7 @@ def _train(learner: str, config: TrainClone | TrainReward, reward: str | None, p
         value.encoder if value else None,
         provenance(f"train {learner}", to_json(config), inputs),
         progress=progress,
-        device=config.device,
+        device=torch_device(config.device),
     )
     last = read_metrics(config.out)[-1]
     return {

@@ -292,6 +292,17 @@ def test_standard_output_that_is_closed_or_full(redirection: str, code: int) -> 
     assert len(ended.stderr.splitlines()) == (1 if "full" in redirection else 0), ended.stderr
 
 
+@pytest.mark.parametrize("verb", [["train", "bc"], ["pretrain", "--camera", "side"]])
+@pytest.mark.parametrize("device", ["nope", "cuda:99"])
+def test_a_device_that_is_not_there(
+    verb: list[str], device: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb, str(store), "--out", str(tmp_path / "out"), "--steps", "1", "--device", device]) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"--device: '{device}' cannot be used here. There is: cpu" in error
+    assert "Traceback" not in error
+
+
 def test_bundles_that_are_refused(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["eval", bundle, "--env", "robosuite/Lift", "--episodes", "1"]
     contract = bundle / "contract.json"
