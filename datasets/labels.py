@@ -1,7 +1,5 @@
 """Writing label sets: one score per frame, in resumable blocks, whole or not at all, never without provenance."""
 
-import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -13,8 +11,9 @@ import zarr
 
 from embodied.contracts.errors import LabelError
 from embodied.contracts.provenance import hash_json
+from embodied.datasets.staging import Staging
 from embodied.datasets.store import EpisodeStore, Label
-from embodied.datasets.write_store import ArrayStream, disk_message
+from embodied.datasets.write_store import ArrayStream
 
 REQUIRED_PROVENANCE = ("labeller", "config", "dataset_fingerprint", "code_version")
 
@@ -53,16 +52,17 @@ class LabelWriter:
         self.store, self.name, self.block = store, name, block
         self._attributes = {"provenance": dict(provenance), "alignment": alignment}
         keys = ("labeller", "config", "dataset_fingerprint")
-        self._hash = hash_json([{key: provenance[key] for key in keys}, block, alignment])
+        job = hash_json([{key: provenance[key] for key in keys}, block, alignment])
         self.staging = Path(f"{store.path}.labels-partial") / name
         self.path = Path(store.path) / "labels" / name
         # Killed between the last rename and the removal of the staging folder: the labels are whole, only tidy up.
-        self._renamed = self.path.exists() and self._staged_hash() == self._hash
+        self._staging = Staging(self.staging, job, "label set", LabelError)
+        self._renamed = self.path.exists() and self._staging.belongs()
         if self.path.exists() and not self._renamed:
             raise LabelError(
                 f"{store.path} has a label set '{name}' already.\nLabels are never overwritten: name another."
             )
-        self._claim_staging()
+        self._staging.claim({})
 
     @property
     def num_blocks(self) -> int:
@@ -90,15 +90,7 @@ class LabelWriter:
             if not np.isfinite(values).all():
                 frame = start + int(np.argwhere(~np.isfinite(values))[0][0])
                 raise LabelError(f"Label set '{self.name}': '{name}' of frame {frame} is {values[frame - start]}.")
-        file = self._file(index)
-        temporary = file.with_suffix(".tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                np.savez(stream, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, file)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise LabelError(disk_message(error, temporary)) from error
+        self._staging.write(self._file(index), arrays)
 
     def finish(self, **counts: Any) -> Label:
         """Join the blocks and put the label set in the store.
@@ -109,14 +101,7 @@ class LabelWriter:
         if not self._renamed:
             if missing := [index for index, _, _ in self.blocks()]:
                 raise LabelError(f"Label set '{self.name}': {len(missing)} of {self.num_blocks} blocks are missing.")
-            joined = self.staging / "joined"
-            try:
-                shutil.rmtree(joined, ignore_errors=True)
-                self._join(joined, counts)
-                os.rename(joined, self.path)
-            except OSError as error:
-                shutil.rmtree(joined, ignore_errors=True)
-                raise LabelError(disk_message(error, joined)) from error
+            self._staging.publish(lambda folder: self._join(folder, counts), self.path)
         shutil.rmtree(self.staging)
         if not any(self.staging.parent.iterdir()):
             self.staging.parent.rmdir()
@@ -146,26 +131,3 @@ class LabelWriter:
 
     def _file(self, index: int) -> Path:
         return self.staging / f"block_{index:06d}.npz"
-
-    def _staged_hash(self) -> str | None:
-        try:
-            return json.loads((self.staging / "config.json").read_text())["hash"]
-        except (OSError, ValueError, KeyError):
-            return None
-
-    def _claim_staging(self) -> None:
-        claim = self.staging / "config.json"
-        temporary = self.staging / f"config.{os.getpid()}.tmp"
-        try:
-            self.staging.mkdir(parents=True, exist_ok=True)
-            if not claim.exists():
-                temporary.write_text(json.dumps({"hash": self._hash}))
-                os.replace(temporary, claim)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise LabelError(disk_message(error, claim)) from error
-        if self._staged_hash() != self._hash:
-            raise LabelError(
-                f"{self.staging} holds an unfinished label set of another configuration.\n"
-                f"Run that command again to finish it, or delete it: rm -r {self.staging}"
-            )

@@ -1,9 +1,7 @@
 """Writing an EpisodeStore: episodes are staged one by one, then the store appears whole or not at all."""
 
-import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from embodied.contracts.errors import InputError, StoreError
 from embodied.contracts.provenance import canonical_json, hash_json
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.episode import Episode
+from embodied.datasets.staging import Staging
 from embodied.datasets.store import SCHEMA_VERSION, EpisodeStore, array_specs
 
 # Measured on 64x64 images: 16 images per chunk (192 KiB) stream at 60,000 images/s and give one image in 1.5 ms;
@@ -49,13 +48,14 @@ class StoreWriter:
         self.path = Path(path)
         self.spec = spec
         self._attributes = {"source": source, "licence": licence, "provenance": provenance}
-        self._hash = hash_json([spec.to_json(), provenance.get("config"), provenance.get("inputs"), source])
+        job = hash_json([spec.to_json(), provenance.get("config"), provenance.get("inputs"), source])
         self.staging = self.path.with_name(self.path.name + ".partial")
         # Killed between the last rename and the removal of the staging folder: the store is whole, only tidy up.
-        self._renamed = self.path.exists() and self._staged_hash() == self._hash
+        self._staging = Staging(self.staging, job, "store", StoreError)
+        self._renamed = self.path.exists() and self._staging.belongs()
         if self.path.exists() and not self._renamed:
             raise StoreError(f"{self.path} exists already.\nStores are never overwritten: delete it or name another.")
-        self._claim_staging()
+        self._staging.claim({"config": provenance}, replace_if_without="episode_*.npz")
 
     def has(self, index: int) -> bool:
         """Whether episode `index` is written."""
@@ -67,15 +67,7 @@ class StoreWriter:
         arrays = _to_arrays(episode, self.spec)
         info = {"instruction": episode.instruction, "success": episode.success, "source_id": episode.source_id}
         arrays["info"] = np.frombuffer(canonical_json(info).encode(), np.uint8)
-        file = self._file(index)
-        temporary = file.with_suffix(".tmp")
-        try:
-            with open(temporary, "wb") as stream:
-                np.savez(stream, allow_pickle=False, **arrays)  # type: ignore[arg-type]
-            os.replace(temporary, file)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise StoreError(disk_message(error, temporary)) from error
+        self._staging.write(self._file(index), arrays)
 
     def finish(self, num_episodes: int) -> EpisodeStore:
         """Join episodes 0 to `num_episodes` - 1 into the store, rename it to `path`, remove the staging folder.
@@ -89,15 +81,7 @@ class StoreWriter:
                     f"{len(missing)} of {num_episodes} are missing, first {missing[0]}" if missing else "there is none"
                 )
                 raise StoreError(f"Cannot finish {self.path}: episodes {what}.")
-            joined = self.staging / "store"
-            try:
-                # A join that was killed is started anew: it is a small part of the work and must end byte-identical.
-                shutil.rmtree(joined, ignore_errors=True)
-                self._join(joined, num_episodes)
-                os.rename(joined, self.path)
-            except OSError as error:
-                shutil.rmtree(joined, ignore_errors=True)
-                raise StoreError(disk_message(error, joined)) from error
+            self._staging.publish(lambda folder: self._join(folder, num_episodes), self.path)
         shutil.rmtree(self.staging)
         return EpisodeStore(self.path)
 
@@ -107,32 +91,6 @@ class StoreWriter:
 
     def _file(self, index: int) -> Path:
         return self.staging / f"episode_{index:06d}.npz"
-
-    def _staged_hash(self) -> str | None:
-        try:
-            return json.loads((self.staging / "config.json").read_text())["hash"]
-        except (OSError, ValueError, KeyError):
-            return None
-
-    def _claim_staging(self) -> None:
-        claim = self.staging / "config.json"
-        temporary = self.staging / f"config.{os.getpid()}.tmp"
-        try:
-            self.staging.mkdir(parents=True, exist_ok=True)
-            stale = self._staged_hash() != self._hash and not any(self.staging.glob("episode_*.npz"))
-            if stale:  # nothing is lost: another job claimed the folder and wrote no episode
-                temporary.write_text(
-                    json.dumps({"hash": self._hash, "config": self._attributes["provenance"]}, indent=1)
-                )
-                os.replace(temporary, claim)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise StoreError(disk_message(error, claim)) from error
-        if self._staged_hash() != self._hash:
-            raise StoreError(
-                f"{self.staging} holds an unfinished store of another configuration.\n"
-                f"Run that command again to finish it, or delete it: rm -r {self.staging}"
-            )
 
     def _staged(self, num_episodes: int) -> Iterator[dict[str, np.ndarray]]:
         for index in range(num_episodes):
@@ -259,13 +217,6 @@ class ArrayStream:
     def _write(self, rows: np.ndarray) -> None:
         self._array[self._written : self._written + len(rows)] = rows
         self._written += len(rows)
-
-
-def disk_message(error: OSError, path: Path) -> str:
-    """One or two lines for a write that failed: what, where, and what to do."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"No space left while writing {path}.\nFree some and run the same command: it resumes where it stopped."
-    return f"Cannot write {path}: {error.strerror or error}."
 
 
 def _to_arrays(episode: Episode, spec: DatasetSpec) -> dict[str, np.ndarray]:
