@@ -1,7 +1,6 @@
 """`embodied eval`: success in simulation, the same initial states for every policy and every training seed."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ def evaluate(config: Evaluate, progress: Progress) -> dict[str, Any]:
             found = bundles(Path(what), behaviours)
         groups[name] = found
         for seed, source in found:
-            tasks[_task(name, seed)] = source if source in behaviours else _loader(source)
+            tasks[_task(name, seed)] = source if source in behaviours else bundle_loader(source)
     seeds = range(config.seed, config.seed + config.episodes)
     results = run_episodes(tasks, config.env, seeds, workers=config.workers, progress=progress)
     by_task: dict[str, list[Any]] = {}
@@ -117,11 +116,26 @@ def _task(name: str, seed: int | None) -> str:
     return name if seed is None else f"{name}/{seed}"
 
 
-def _loader(source: str) -> Callable[[], Any]:
+@dataclasses.dataclass(frozen=True)
+class BundleLoader:
+    """Loads a bundle in a simulator's process. Two are equal when the bundle's files are."""
+
+    folder: str
+    content: str
+
+    def __call__(self) -> Any:
+        from embodied.policies.bundle import load_policy
+
+        return load_policy(self.folder)
+
+
+def bundle_loader(folder: str) -> BundleLoader:
+    """A loader of a bundle that is sound: a bad one is refused here, in one line, not in a simulator's process."""
+    from embodied.contracts.provenance import hash_file
     from embodied.policies.bundle import load_policy
 
-    load_policy(source)  # refused here, in one line, rather than in a simulator's process
-    return functools.partial(load_policy, source)
+    load_policy(folder)
+    return BundleLoader(folder, hash_file(Path(folder) / "hashes.json"))
 
 
 def _summary(found: Seeds, runs: list[list[Any]]) -> dict[str, Any]:

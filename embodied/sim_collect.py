@@ -1,12 +1,12 @@
 """`embodied sim collect`: record episodes in simulation, as a robot would have recorded them."""
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
 from tyro.conf import Positional
 
+from embodied.evaluate import bundle_loader
 from embodied.progress import Progress
 from embodied.verbs import Touches
 
@@ -48,12 +48,8 @@ def sim_collect(config: SimCollect, progress: Progress) -> dict[str, Any]:
     policy: Any = config.policy
     inputs = {}
     if Path(config.policy).is_dir():
-        from embodied.contracts.provenance import hash_file
-        from embodied.policies.bundle import load_policy
-
-        load_policy(config.policy)  # refused here, in one line, rather than in a simulator's process
-        policy = functools.partial(load_policy, config.policy)
-        inputs = {"policy": hash_file(Path(config.policy) / "hashes.json")}
+        policy = bundle_loader(config.policy)
+        inputs = {"policy": policy.content}
     store = collect(
         config.env,
         config.store,

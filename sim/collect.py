@@ -13,7 +13,7 @@ from embodied.datasets.store import EpisodeStore
 from embodied.datasets.write_store import StoreWriter
 from embodied.sim.evaluate import check_fits
 from embodied.sim.render import RENDER_FLAGS
-from embodied.sim.rollout import Behaviour, PolicyBehaviour, PolicyFactory, cached_environment, rollout
+from embodied.sim.rollout import Behaviour, PolicyBehaviour, PolicyFactory, cached_environment, cached_policy, rollout
 from embodied.sim.suites import environment
 from embodied.sim.workers import run_tasks
 
@@ -48,7 +48,11 @@ def _collect_one(
     seed: int,
 ) -> int:
     env = cached_environment(env_id, cameras, image_size)
-    behaviour = environment(env_id).behaviours[policy](env) if isinstance(policy, str) else PolicyBehaviour(policy())
+    behaviour = (
+        environment(env_id).behaviours[policy](env)
+        if isinstance(policy, str)
+        else PolicyBehaviour(cached_policy(policy))
+    )
     StoreWriter(*writer_args).write_episode(index, run_episode(env, behaviour, seed))
     return index
 
@@ -86,7 +90,7 @@ def collect(
         raise InputError("--episodes: at least 1 is needed.")
     env = cached_environment(env_id, tuple(cameras), image_size)
     if not isinstance(policy, str):
-        check_fits(policy(), env)
+        check_fits(cached_policy(policy), env)
     config = {
         "env": env_id,
         "policy": policy_id or str(policy),

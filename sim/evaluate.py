@@ -1,7 +1,6 @@
 """Run policies in simulation: every policy starts from the same initial states."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from embodied.contracts.errors import BundleError
 from embodied.contracts.protocols import Policy
 from embodied.sim.render import FastRenderer
-from embodied.sim.rollout import Behaviour, PolicyBehaviour, PolicyFactory, cached_environment, rollout
+from embodied.sim.rollout import Behaviour, PolicyBehaviour, PolicyFactory, cached_environment, cached_policy, rollout
 from embodied.sim.suites import environment
 from embodied.sim.workers import run_tasks
 
@@ -57,17 +56,12 @@ def check_fits(policy: Policy, env: Any) -> None:
         )
 
 
-@functools.lru_cache(maxsize=2)
-def _learned(factory: PolicyFactory) -> Policy:
-    return factory()
-
-
 def _make(env_id: str, policy: str | PolicyFactory) -> tuple[Any, Any]:
     """Environment and behaviour; only the cameras that the policy looks through are rendered."""
     if isinstance(policy, str):
         env = cached_environment(env_id, (), 64)
         return env, environment(env_id).behaviours[policy](env)
-    learned = _learned(policy)
+    learned = cached_policy(policy)
     sizes = {spec.shape[0] for spec in learned.image_spec.values()} or {64}
     env = cached_environment(env_id, tuple(learned.image_spec), sizes.pop())
     check_fits(learned, env)
@@ -99,8 +93,8 @@ def evaluate(
     """Evaluate each policy once from each initial state; results sorted by policy, then seed.
 
     Args:
-        policies: name -> a behaviour's name, or a picklable factory of a learned policy
-            (`functools.partial(load_policy, folder)`).
+        policies: name -> a behaviour's name, or a picklable factory of a learned policy,
+            equal to its copies so that a process loads it once.
         seeds: initial states, the same for every policy.
     """
     chunk = 5

@@ -49,6 +49,12 @@ class Step:
 
 
 @functools.lru_cache(maxsize=2)
+def cached_policy(factory: PolicyFactory) -> Policy:
+    """This process's policy of that factory; equal factories are one policy, loaded once."""
+    return factory()
+
+
+@functools.lru_cache(maxsize=2)
 def cached_environment(env_id: str, cameras: tuple[str, ...], image_size: int) -> Any:
     """This process's environment of that make; building one compiles a model."""
     return environment(env_id).make(cameras=cameras, image_size=image_size)
