@@ -1,12 +1,49 @@
 """One episode in memory: what every reader and collector hands to the StoreWriter."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ArraySpec, DatasetSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Frames:
+    """Pictures of one camera that are decoded when asked for, a block at a time: an hour of video fits no memory.
+
+    Attributes:
+        shape: (n, H, W, 3).
+        blocks: gives the n pictures in order, as (k, H, W, 3) uint8 arrays of a few MB. It may be called again. It
+            raises InputError where the source cannot be decoded.
+    """
+
+    shape: tuple[int, int, int, int]
+    blocks: Callable[[], Iterator[np.ndarray]]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.uint8)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All of them at once."""
+        found = list(self.blocks())
+        pictures = np.concatenate(found) if found else np.zeros(self.shape, np.uint8)
+        return pictures if dtype is None else pictures.astype(dtype)
+
+
+def blocks_of(pictures: "np.ndarray | Frames", rows: int = 64) -> Iterator[np.ndarray]:
+    """(k, H, W, 3) blocks of pictures, whether they are in memory or not."""
+    if isinstance(pictures, Frames):
+        yield from pictures.blocks()
+    else:
+        for start in range(0, len(pictures), rows):
+            yield pictures[start : start + rows]
 
 
 @dataclasses.dataclass
@@ -18,7 +55,8 @@ class Episode:
 
     Attributes:
         observations: key -> (n, ...) float32, SI units.
-        images: camera -> (n, H, W, 3) uint8.
+        images: camera -> (n, H, W, 3) uint8, in memory or as `Frames`. A camera of the dataset's spec that is not here
+            has no pictures of this episode: the store says so and holds black ones.
         action: (n, A) float32, or None for action-free video.
         step_valid: (n,) bool: this frame has an action and a known successor, or is terminal.
         terminated, truncated: (n,) bool, on the row of the step that ended the episode. Never both.
@@ -30,7 +68,7 @@ class Episode:
     """
 
     observations: dict[str, np.ndarray]
-    images: dict[str, np.ndarray]
+    images: dict[str, np.ndarray | Frames]
     action: np.ndarray | None
     step_valid: np.ndarray
     terminated: np.ndarray
@@ -62,11 +100,19 @@ class Episode:
             if not terminal_step:
                 raise InputError("it has no actions. Drop it from the source, or import it as action-free video.")
         _check_group("observation", self.observations, spec.observations)
-        _check_group("camera", self.images, spec.images)
-        arrays: dict[str, np.ndarray] = {f"observation/{key}": a for key, a in self.observations.items()}
+        arrays: dict[str, np.ndarray | Frames] = {f"observation/{key}": a for key, a in self.observations.items()}
         for camera, images in self.images.items():
+            if camera not in spec.images:
+                raise InputError(
+                    f"it has cameras {sorted(self.images)}; the dataset's spec says {sorted(spec.images)}."
+                )
             if images.dtype != np.uint8:
                 raise InputError(f"camera '{camera}' is {images.dtype}; images are uint8 (H, W, 3).")
+            if tuple(images.shape[1:]) != spec.images[camera].shape:
+                raise InputError(
+                    f"'camera {camera}' has shape {tuple(images.shape[1:])} per step; "
+                    f"the spec says {spec.images[camera].shape}."
+                )
             arrays[f"observation/images/{camera}"] = images
         if spec.action is None and self.action is not None:
             raise InputError("it has actions; the dataset's spec says there are none.")

@@ -1,7 +1,8 @@
 """Import recordings of any known format into an EpisodeStore."""
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from embodied.contracts.errors import InputError, suggest
 from embodied.contracts.provenance import hash_file, provenance
 from embodied.datasets import read_d4rl, read_robomimic, read_rosbag
+from embodied.datasets.episode import Episode
+from embodied.datasets.finding import Finding
+from embodied.datasets.source import Source
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.write_store import StoreWriter
 
@@ -27,16 +31,22 @@ def import_dataset(
     options: Mapping[str, Any] | None = None,
     licence: str = "",
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    drop_keys: Sequence[str] = (),
+    strict: bool = False,
 ) -> EpisodeStore:
     """Import `source` into a new store at `destination`; an interrupted import resumes.
+
+    An episode that cannot be used is left out, and the store's findings say which and why.
 
     Args:
         format: a key of `FORMATS`; None to recognise it.
         options: for the reader; each reader's `read` says which it takes.
         progress: called with (episodes done, episodes in all, text).
+        drop_keys: observations and cameras to leave out.
+        strict: refuse the source at its first bad episode instead.
 
     Raises:
-        InputError: `source` is absent, of no known format, damaged, or has an episode that cannot be learned from.
+        InputError: `source` is absent, of no known format, damaged, or has no episode that can be learned from.
         StoreError: `destination` exists, or the disk refuses.
     """
     path = Path(source)
@@ -45,10 +55,15 @@ def import_dataset(
     name = recognise(path) if format is None else format
     if name not in FORMATS:
         raise InputError(f"Format '{name}' is unknown.{suggest(name, FORMATS)}")
-    recording = FORMATS[name].read(path, options or {})
+    recording = without_keys(FORMATS[name].read(path, options or {}), drop_keys)
     record = provenance(
         "data import",
-        {"format": name, "options": {key: str(value) for key, value in (options or {}).items()}},
+        {
+            "format": name,
+            "options": {key: str(value) for key, value in (options or {}).items()},
+            "drop_keys": sorted(drop_keys),
+            "strict": strict,
+        },
         {"source": hash_source(path)},
         source_attributes=recording.attributes,
     )
@@ -57,12 +72,48 @@ def import_dataset(
         try:
             if not writer.has(index):
                 writer.write_episode(index, recording.load(index))
-        except InputError:
-            # Resuming would meet the same episode again, and a mended source is another one.
-            writer.abandon()
-            raise
+        except InputError as error:
+            if strict:
+                # Resuming would meet the same episode again, and a mended source is another one.
+                writer.abandon()
+                raise
+            writer.skip_episode(index, skipped(index, error))
         progress(index + 1, recording.num_episodes, "importing")
-    return writer.finish(recording.num_episodes)
+    try:
+        return writer.finish(recording.num_episodes, recording.findings)
+    except InputError:
+        writer.abandon()
+        raise
+
+
+def skipped(index: int, error: InputError) -> Finding:
+    """The finding for an episode of the source that is left out."""
+    return Finding("episode-left-out", "error", f"left out: {error}", "Mend it in the source and import again.", index)
+
+
+def without_keys(recording: Source, drop: Sequence[str]) -> Source:
+    """The same recording without some observations and cameras. Raises InputError for one it does not have."""
+    spec = recording.spec
+    for key in drop:
+        if key not in spec.observations and key not in spec.images:
+            raise InputError(
+                f"--drop-keys: the source has no '{key}'.{suggest(key, [*spec.observations, *spec.images])}"
+            )
+    if not drop:
+        return recording
+
+    def load(index: int) -> Episode:
+        episode = recording.load(index)
+        kept = {key: array for key, array in episode.observations.items() if key not in drop}
+        images = {camera: pictures for camera, pictures in episode.images.items() if camera not in drop}
+        return dataclasses.replace(episode, observations=kept, images=images)
+
+    smaller = dataclasses.replace(
+        spec,
+        observations={key: array for key, array in spec.observations.items() if key not in drop},
+        images={camera: array for camera, array in spec.images.items() if camera not in drop},
+    )
+    return dataclasses.replace(recording, spec=smaller, load=load)
 
 
 def recognise(path: Path) -> str:

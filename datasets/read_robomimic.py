@@ -17,7 +17,16 @@ import numpy as np
 from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
 from embodied.datasets.episode import Episode, end_flags, padded_last
-from embodied.datasets.source import Source, as_text, is_hdf5, is_image, no_options, open_hdf5, readable, with_final_row
+from embodied.datasets.source import (
+    Source,
+    as_text,
+    check_options,
+    is_hdf5,
+    is_image,
+    open_hdf5,
+    readable,
+    with_final_row,
+)
 
 
 def sniff(path: Path) -> bool:
@@ -29,7 +38,7 @@ def sniff(path: Path) -> bool:
 
 def read(path: Path, options: Mapping[str, Any]) -> Source:
     """Open a robomimic file. Raises InputError: truncated, or demos without `obs` or `actions`."""
-    no_options("robomimic", options)
+    check_options("robomimic", options)
     file = open_hdf5(path)
     with readable(path):
         demos = _demos(file)

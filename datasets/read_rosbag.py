@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from embodied.contracts.errors import ConfigError, InputError, suggest
+from embodied.contracts.errors import InputError, suggest
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
 from embodied.datasets.bag import Bag, Series, is_mcap, read_images, scan
 from embodied.datasets.episode import Episode
-from embodied.datasets.source import Source
+from embodied.datasets.source import Source, check_options
 
 CHUNK, COMMAND, POSE_PREFIX = "/bridge/chunk", "/bridge/command", "/sim/pose/"
 OPTIONS = ("contract",)
@@ -97,9 +97,7 @@ def read(path: Path, options: Mapping[str, Any]) -> Source:
     Raises:
         InputError: no MCAP file, no contract, or joint states, commands or a camera missing.
     """
-    for key in options:
-        if key not in OPTIONS:
-            raise ConfigError(f"rosbag2 has no option '{key}'.{suggest(key, OPTIONS)}")
+    check_options("rosbag2", options, OPTIONS)
     files = sorted(_files(path), key=_natural)
     if not files:
         raise InputError(f"{path} holds no .mcap file. Bags in sqlite3 (.db3): convert them with ros2 bag convert.")

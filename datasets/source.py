@@ -10,9 +10,10 @@ from typing import Any
 import h5py
 import numpy as np
 
-from embodied.contracts.errors import ConfigError, InputError
+from embodied.contracts.errors import ConfigError, InputError, suggest
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.episode import Episode
+from embodied.datasets.finding import Finding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,20 +23,25 @@ class Source:
     Attributes:
         spec: what its frames hold.
         num_episodes: episodes that `load` gives.
-        load: index -> Episode. One at a time bounds the memory, and a resumed import skips what it has.
+        load: index -> Episode. One at a time bounds the memory, and a resumed import skips what it has. Raises
+            InputError for an episode that cannot be used: the importer leaves it out and says so.
         attributes: what the store should remember: environment arguments, filter keys, what was left out and why.
+        findings: where files and metadata disagree, and other things a user should know. Files are the truth.
     """
 
     spec: DatasetSpec
     num_episodes: int
     load: Callable[[int], Episode]
     attributes: dict[str, Any]
+    findings: tuple[Finding, ...] = ()
 
 
-def no_options(format: str, options: Mapping[str, Any]) -> None:
-    """For a reader that takes none. Raises ConfigError naming the first that is given."""
+def check_options(format: str, options: Mapping[str, Any], known: Sequence[str] = ()) -> None:
+    """Raise ConfigError naming the first option that a reader does not take."""
     for key in options:
-        raise ConfigError(f"{format} has no option '{key}'; it takes none.")
+        if key not in known:
+            takes = suggest(key, known) if known else " It takes none."
+            raise ConfigError(f"{format} has no option '{key}'.{takes}")
 
 
 def is_hdf5(path: Path) -> bool:

@@ -71,6 +71,19 @@ class Staging:
             temporary.unlink(missing_ok=True)
             raise self._error(disk_message(error, temporary)) from error
 
+    def write_folder(self, folder: Path, fill: Callable[[Path], None]) -> None:
+        """Write one folder of a part whole: `fill` a temporary one, then rename. What stood there is replaced."""
+        temporary = folder.with_name(folder.name + ".tmp")
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            fill(temporary)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.rename(temporary, folder)
+        except OSError as error:
+            raise self._error(disk_message(error, temporary)) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
     def publish(self, join: Callable[[Path], None], destination: Path) -> None:
         """`join` the parts into a folder and rename it to `destination`.
 

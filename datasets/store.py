@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,11 @@ import zarr
 
 from embodied.contracts.errors import InputError, LabelError, StoreError, suggest
 from embodied.contracts.specs import DatasetSpec
-from embodied.datasets.episode import Episode
+from embodied.datasets.episode import Episode, Frames
+from embodied.datasets.finding import Finding
+from embodied.datasets.location import is_remote, location
+
+BLOCK_BYTES = 8_000_000  # of pictures that are read at once
 
 SCHEMA_VERSION = 1
 
@@ -43,7 +48,7 @@ class EpisodeStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
+        self.path = location(path)
         self._group = _open(self.path)
         self.attributes: dict[str, Any] = dict(self._group.attrs)
         self.spec = DatasetSpec.from_json(self.attributes["spec"])
@@ -76,6 +81,19 @@ class EpisodeStore:
     def source_ids(self) -> list[str]:
         """Where each episode came from."""
         return [str(text) for text in self.read("episode/source_id")]
+
+    @functools.cached_property
+    def findings(self) -> list[Finding]:
+        """What the import met: where files and metadata disagreed, what was left out and why."""
+        return [Finding.from_json(data) for data in self.attributes.get("findings", [])]
+
+    def has_camera(self, camera: str) -> np.ndarray:
+        """(E,) bool: the episodes with pictures of `camera`; in the others its frames are black."""
+        if camera not in self.spec.images:
+            raise InputError(f"{self.path} has no camera '{camera}'.{suggest(camera, self.spec.images)}")
+        if f"has_camera/{camera}" not in self._group["episode"]:  # type: ignore[operator]
+            return np.ones(self.num_episodes, bool)
+        return self.read(f"episode/has_camera/{camera}")
 
     def names(self) -> list[str]:
         """Names of the frame-aligned arrays."""
@@ -134,16 +152,18 @@ class EpisodeStore:
         return self.read(f"observation/images/{camera}", start, stop)
 
     def episode(self, index: int) -> Episode:
-        """Episode `index`, whole."""
+        """Episode `index`, whole; its pictures are read when asked for. A camera it has no pictures of is left out."""
         if not 0 <= index < self.num_episodes:
             raise InputError(f"{self.path} has episodes 0 to {self.num_episodes - 1}; asked for {index}.")
         start = int(self.episode_start[index])
         stop = start + int(self.episode_length[index])
-        rows = {name: self.read(name, start, stop) for name in self.names()}
+        rows = {
+            name: self.read(name, start, stop) for name in self.names() if not name.startswith("observation/images/")
+        }
         success = int(self.success[index])
         return Episode(
             observations={key: rows[f"observation/{key}"] for key in self.spec.observations},
-            images={camera: rows[f"observation/images/{camera}"] for camera in self.spec.images},
+            images={c: self._pictures(c, start, stop) for c in self.spec.images if self.has_camera(c)[index]},
             action=rows.get("action"),
             step_valid=rows["step_valid"],
             terminated=rows["terminated"],
@@ -154,6 +174,16 @@ class EpisodeStore:
             success=None if success < 0 else bool(success),
             source_id=self.source_ids[index],
         )
+
+    def _pictures(self, camera: str, start: int, stop: int) -> Frames:
+        height, width, channels = self.spec.images[camera].shape
+        rows = max(1, BLOCK_BYTES // (height * width * channels))
+
+        def blocks() -> Iterator[np.ndarray]:
+            for first in range(start, stop, rows):
+                yield self.frames(camera, first, min(first + rows, stop))
+
+        return Frames((stop - start, height, width, channels), blocks)
 
     def label_names(self) -> list[str]:
         """Names of the label sets, sorted."""
@@ -207,7 +237,7 @@ def array_specs(spec: DatasetSpec) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def _open(path: str) -> zarr.Group:
-    if "://" not in path:
+    if not is_remote(path):
         if not Path(path).exists():
             partial = Path(f"{path}.partial")
             unfinished = f"\n{partial} is unfinished: run the command that wrote it again." if partial.exists() else ""

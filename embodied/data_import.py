@@ -10,6 +10,8 @@ from embodied.config import Setting
 from embodied.progress import Progress
 from embodied.verbs import Touches
 
+FINDINGS_SHOWN = 12
+
 
 @dataclasses.dataclass(frozen=True)
 class DataImport:
@@ -21,6 +23,8 @@ class DataImport:
         format: robomimic, d4rl or rosbag2; found out from the source by default.
         options: for the format's reader; rosbag2 takes: contract BUNDLE/contract.json.
         licence: of the recordings, kept with the store.
+        drop_keys: observations and cameras to leave out.
+        strict: refuse the source at its first bad episode; by default bad ones are left out and listed.
     """
 
     source: Positional[Path]
@@ -28,6 +32,8 @@ class DataImport:
     format: str | None = None
     options: dict[str, Setting] = dataclasses.field(default_factory=dict)
     licence: str = ""
+    drop_keys: tuple[str, ...] = ()
+    strict: bool = False
 
 
 def touches(config: DataImport) -> Touches:
@@ -38,4 +44,24 @@ def data_import(config: DataImport, progress: Progress) -> dict[str, Any]:
     from embodied.data_info import summary
     from embodied.datasets.importer import import_dataset
 
-    return summary(import_dataset(config.source, config.store, config.format, config.options, config.licence, progress))
+    store = import_dataset(
+        config.source,
+        config.store,
+        config.format,
+        config.options,
+        config.licence,
+        progress,
+        config.drop_keys,
+        config.strict,
+    )
+    return summary(store) | {"findings": [finding.to_json() for finding in store.findings]}
+
+
+def as_text(result: dict[str, Any]) -> str:
+    from embodied.datasets.finding import Finding
+
+    facts = [f"{key}: {value}" for key, value in result.items() if key != "findings"]
+    findings = [Finding.from_json(data) for data in result["findings"]]
+    shown = [finding.as_text() for finding in findings[:FINDINGS_SHOWN]]
+    more = [f"... and {len(findings) - len(shown)} more; --json or 'embodied data doctor' shows all"]
+    return "\n".join([*facts, *shown, *(more if len(findings) > len(shown) else [])])

@@ -64,8 +64,8 @@ def no_actions(e):
     e.action = None
 
 
-def missing_camera(e):
-    e.images = {}
+def unknown_camera(e):
+    e.images = {"other": e.images["wrist"]}
 
 
 def wrong_width(e):
@@ -106,7 +106,7 @@ def unexpected_reward(e):
         (nan_action, r"'action' holds nan at index \(1, 0\)"),
         (nan_observation, r"'observation joint_position' holds inf at index \(2, 1\)"),
         (no_actions, "no actions"),
-        (missing_camera, "cameras"),
+        (unknown_camera, "cameras"),
         (wrong_width, r"shape \(2,\) per step; the spec says \(1,\)"),
         (float_images, "float32; images are uint8"),
         (short_timestamps, "'timestamp' has 3 rows"),

@@ -34,7 +34,7 @@ def test_format_is_recognised_and_the_source_remembered(tmp_path):
     provenance = store.attributes["provenance"]
     assert provenance["made_by"] == "data import"
     assert provenance["inputs"] == {"source": hash_source(path)}
-    assert provenance["config"] == {"format": "d4rl", "options": {}}
+    assert provenance["config"] == {"format": "d4rl", "options": {}, "drop_keys": [], "strict": False}
 
 
 def test_unknown_things_are_named(tmp_path):
@@ -85,14 +85,43 @@ def test_a_changed_source_does_not_continue_the_old_import(tmp_path, monkeypatch
         import_dataset(path, tmp_path / "s")
 
 
-def test_after_a_bad_episode_the_mended_source_imports(tmp_path):
+def test_a_bad_episode_is_left_out_and_listed(tmp_path):
+    path = make_d4rl(tmp_path / "d.hdf5")
+    set_action(path, np.nan)
+    store = import_dataset(path, tmp_path / "s")
+    assert store.source_ids == ["d.hdf5/episode 0", "d.hdf5/episode 1"]
+    assert store.read("observation/observation")[:, 0].tolist() == list(range(8))
+    (finding,) = store.findings
+    assert (finding.check, finding.severity, finding.episode) == ("episode-left-out", "error", 2)
+    assert "'action' holds nan at index (1, 0)" in finding.message
+
+
+def test_a_source_without_a_usable_episode_is_refused_with_the_first_reason(tmp_path):
+    path = make_d4rl(tmp_path / "d.hdf5", actions=np.nan)
+    with pytest.raises(InputError, match=r"No episode can be used \(and 2 more\).*'d.hdf5/episode 0'.*nan"):
+        import_dataset(path, tmp_path / "s")
+    assert [p.name for p in tmp_path.iterdir()] == ["d.hdf5"]
+
+
+def test_strict_refuses_a_bad_episode_and_the_mended_source_imports(tmp_path):
     path = make_d4rl(tmp_path / "d.hdf5")
     set_action(path, np.nan)
     with pytest.raises(InputError, match="episode 2"):
-        import_dataset(path, tmp_path / "s")
+        import_dataset(path, tmp_path / "s", strict=True)
     assert not (tmp_path / "s.partial").exists()
     set_action(path, 0.0)
-    assert import_dataset(path, tmp_path / "s").num_episodes == 3
+    assert import_dataset(path, tmp_path / "s", strict=True).num_episodes == 3
+
+
+def test_dropped_keys_are_not_in_the_store(tmp_path):
+    path = make_d4rl(tmp_path / "d.hdf5")
+    with h5py.File(path, "a") as file:
+        file["infos/noise"] = np.full(12, np.nan)
+    with pytest.raises(InputError, match="info_noise' holds nan"):
+        import_dataset(path, tmp_path / "s")
+    assert list(import_dataset(path, tmp_path / "s", drop_keys=["info_noise"]).spec.observations) == ["observation"]
+    with pytest.raises(InputError, match=r"no 'noise'. Did you mean 'info_noise'\?"):
+        import_dataset(path, tmp_path / "t", drop_keys=["noise"])
 
 
 def test_hash_of_a_folder_sees_names_and_bytes(tmp_path):

@@ -84,7 +84,7 @@ def test_bad_files(tmp_path):
         actions: Any = file["actions"]
         actions[4, 1] = np.nan
     with pytest.raises(InputError, match=r"n\.hdf5/episode 1': 'action' holds nan at index \(1, 1\)"):
-        import_dataset(path, tmp_path / "s")
+        import_dataset(path, tmp_path / "s", strict=True)
     with h5py.File(path, "a") as file:
         del file["actions"]
     with pytest.raises(InputError, match="lacks actions"):

@@ -47,7 +47,7 @@ def test_order_final_observation_and_ends(tmp_path):
     assert store.spec.environment == "Lift"
     episode = store.episode(1)
     assert episode.observations["robot0_eef_pos"][:, 0].tolist() == [200, 201, 202, 203, 204]
-    assert episode.images["agentview_image"][:, 0, 0, 0].tolist() == [200, 201, 202, 203, 204]
+    assert np.asarray(episode.images["agentview_image"])[:, 0, 0, 0].tolist() == [200, 201, 202, 203, 204]
     assert episode.action is not None
     np.testing.assert_allclose(episode.action[:, 0], [0.2] * 4 + [0])
     assert episode.reward is not None
@@ -95,13 +95,13 @@ def test_demo_without_actions_and_nan_are_named(tmp_path):
     with h5py.File(path, "a") as file:
         del file["data/demo_2/actions"]
     with pytest.raises(InputError, match=r"'d\.hdf5/demo_2' has no actions"):
-        import_dataset(path, tmp_path / "s")
+        import_dataset(path, tmp_path / "s", strict=True)
     path = make_file(tmp_path / "n.hdf5")
     with h5py.File(path, "a") as file:
         actions: Any = file["data/demo_10/actions"]
         actions[1, 3] = np.nan
     with pytest.raises(InputError, match=r"'n\.hdf5/demo_10': 'action' holds nan at index \(1, 3\)"):
-        import_dataset(path, tmp_path / "t")
+        import_dataset(path, tmp_path / "t", strict=True)
     assert not (tmp_path / "t").exists()
 
 

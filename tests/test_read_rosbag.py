@@ -121,8 +121,8 @@ def check_first_episode(store: EpisodeStore) -> None:
     # The measured joints follow the targets; row k is what was measured at the stamp of picture k.
     np.testing.assert_allclose(episode.observations["joint_position"], targets_of(ACTIONS)[:, :2], atol=1e-6)
     np.testing.assert_allclose(episode.observations["gripper_position"], targets_of(ACTIONS)[:, 2:], atol=1e-6)
-    assert episode.images["wrist"][:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    assert episode.images["side"][:, 3, 5, 2].tolist() == [100, 101, 102, 103, 104, 105]
+    assert np.asarray(episode.images["wrist"])[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert np.asarray(episode.images["side"])[:, 3, 5, 2].tolist() == [100, 101, 102, 103, 104, 105]
     assert episode.step_valid.tolist() == [True] * 5 + [False]
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import hashlib
 import resource
@@ -15,7 +16,7 @@ import pytest
 from embodied.contracts.errors import InputError, StoreError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
 from embodied.datasets import write_store
-from embodied.datasets.episode import Episode, end_flags, padded_last
+from embodied.datasets.episode import Episode, Frames, end_flags, padded_last
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.write_store import ArrayStream, StoreWriter
 
@@ -100,7 +101,9 @@ def test_fingerprint_sees_one_changed_value_but_not_the_date(tmp_path):
         episode = make_episode(index)
         writer.write_episode(index, episode)
         if index == 4:
-            episode.images["wrist"][9, 7, 7, 2] ^= 1
+            pictures = np.array(episode.images["wrist"])
+            pictures[9, 7, 7, 2] ^= 1
+            episode.images = {"wrist": pictures}
         other.write_episode(index, episode)
     assert writer.finish(EPISODES).fingerprint == first.fingerprint
     assert other.finish(EPISODES).fingerprint != first.fingerprint
@@ -181,6 +184,36 @@ def test_killed_after_the_last_rename_only_tidies_up(tmp_path, monkeypatch):
     assert not again.staging.exists()
 
 
+def test_missing_pictures_are_black_marked_and_cost_no_space(tmp_path):
+    """A camera of some episodes only: written as `Frames`, and read back as they were."""
+    reference = make_episode(0)
+    pictures = np.asarray(reference.images["wrist"])
+    lazy = Frames(reference.images["wrist"].shape, lambda: iter(np.array_split(pictures, 3)))
+    writer = StoreWriter(tmp_path / "s", SPEC, PROVENANCE)
+    for index in range(3):
+        episode = make_episode(index)
+        episode.images = {}
+        if index == 1:
+            episode = dataclasses.replace(reference, images={"wrist": lazy})
+        writer.write_episode(index, episode)
+    store = writer.finish(3)
+    assert store.has_camera("wrist").tolist() == [False, True, False]
+    np.testing.assert_array_equal(store.episode(1).images["wrist"], pictures)
+    assert store.episode(0).images == {}
+    assert not store.frames("wrist", 0, int(store.episode_length[0])).any()
+    assert write(tmp_path / "whole").has_camera("wrist").all()
+
+
+def test_pictures_that_break_off_are_refused_and_leave_nothing(tmp_path):
+    episode = make_episode(0)
+    pictures = np.asarray(episode.images["wrist"])
+    episode.images = {"wrist": Frames(pictures.shape, lambda: iter([pictures[:-1]]))}
+    writer = StoreWriter(tmp_path / "s", SPEC, PROVENANCE)
+    with pytest.raises(InputError, match=f"gives {len(pictures) - 1} pictures for {len(pictures)} rows"):
+        writer.write_episode(0, episode)
+    assert [p.name for p in writer.staging.iterdir()] == ["config.json"]
+
+
 CHILD = textwrap.dedent(
     """
     import sys, time
@@ -190,13 +223,14 @@ CHILD = textwrap.dedent(
     episodes_before_hang, writes_before_hang = {episodes}, {writes}
     writer = t.StoreWriter(Path({path!r}), t.SPEC, t.PROVENANCE)
     real_write, count = t.ArrayStream._write, 0
+    joining = False
     def hang():
         print("ready", flush=True)
         time.sleep(60)
     def slow_write(self, rows):
         global count
-        count += 1
-        if count == writes_before_hang:
+        count += joining
+        if joining and count == writes_before_hang:
             hang()
         real_write(self, rows)
     t.ArrayStream._write = slow_write
@@ -206,6 +240,7 @@ CHILD = textwrap.dedent(
             hang()
         if not writer.has(i):
             writer.write_episode(i, t.make_episode(i))
+    joining = True
     writer.finish(t.EPISODES)
     """
 )
@@ -247,7 +282,8 @@ def test_disk_full_while_staging_leaves_no_half_file(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match="No space left") as caught:
         writer.write_episode(1, make_episode(1))
     assert "resumes where it stopped" in str(caught.value)
-    assert sorted(p.name for p in writer.staging.iterdir()) == ["config.json", "episode_000000.npz"]
+    names = sorted(p.name for p in writer.staging.iterdir() if p.suffix != ".images")
+    assert names == ["config.json", "episode_000000.npz"]
     monkeypatch.setattr(np, "savez", real)
     for index in range(1, EPISODES):
         writer.write_episode(index, make_episode(index))
