@@ -3,166 +3,358 @@
 Ends: `dones` means success, end of the demo or both, depending on how the file was made, and the file does not say.
 Here a demo ends where its group ends; it is `terminated` when its last done is set and the file does not call the demo
 a failure, else `truncated`. Dones before the last step (success held over several steps) cut nothing.
+
+Isaac Lab writes the same layout with groups of observations (`obs/camera/rgb` becomes `camera.rgb`) and its simulator's
+states beside them, which are left out.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.datasets.episode import Episode, end_flags, padded_last
-from embodied.datasets.source import (
-    Source,
+from embodied.datasets.episode import Episode, Frames, end_flags, padded_last
+from embodied.datasets.finding import Finding
+from embodied.datasets.hdf5 import (
+    NumberArray,
+    array_at,
     as_text,
-    check_options,
+    attribute,
+    check_episode_bytes,
+    find,
+    frames,
+    group_at,
     is_hdf5,
-    is_image,
+    members,
     open_hdf5,
+    picture_form,
     readable,
+    texts,
     with_final_row,
 )
+from embodied.datasets.source import Source, check_options
+
+USED = ("actions", "rewards", "dones", "obs", "next_obs")  # of a demo; what else it holds is listed
+NESTED = 4  # groups of observations in each other
+NAMED = 5  # demos that a finding names
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the first usable demo holds, and the others are expected to.
+
+    Attributes:
+        spec: of the dataset.
+        paths: observation or camera -> its path below `obs`.
+        left_out: path below `obs` -> why it is not imported.
+    """
+
+    spec: DatasetSpec
+    paths: dict[str, str]
+    left_out: dict[str, str]
 
 
 def sniff(path: Path) -> bool:
     if not is_hdf5(path):
         return False
     with readable(path), open_hdf5(path) as file:
-        return isinstance(file.get("data"), h5py.Group) and bool(_demos(file))
+        return bool(demo_names(file))
 
 
 def read(path: Path, options: Mapping[str, Any]) -> Source:
-    """Open a robomimic file. Raises InputError: truncated, or demos without `obs` or `actions`."""
+    """Open a robomimic file. Raises InputError: truncated, or no demo with `obs` and `actions`."""
     check_options("robomimic", options)
     file = open_hdf5(path)
     with readable(path):
-        demos = _demos(file)
+        demos = demo_names(file)
         if not demos:
             raise InputError(f"{path} has no group 'data/demo_0': it is not in robomimic's layout.")
-        environment = _environment(file)
-        first = file[f"data/{demos[0]}"]
-        observations, images, skipped = _observation_specs(path, first)
-        if not isinstance(first.get("actions"), h5py.Dataset):
-            raise InputError(f"Episode '{path.name}/{demos[0]}' has no actions: 'data/{demos[0]}/actions' is absent.")
-        if first["actions"].ndim != 2 or first["actions"].dtype.kind not in "fiub":
-            found = f"{first['actions'].dtype} {first['actions'].shape}"
-            raise InputError(f"Episode '{path.name}/{demos[0]}': 'actions' must be numbers (N, A); found {found}.")
-        settings = environment.get("env_kwargs")
-        control_hz = settings.get("control_freq", 0) if isinstance(settings, dict) else 0
-        spec = DatasetSpec(
-            observations=observations,
-            images=images,
-            action=ActionSpec(tuple(first["actions"].shape[1:]), control_mode="raw"),
-            control_dt=1.0 / control_hz if control_hz else 0.0,
-            environment=str(environment.get("env_name", "")),
-            has_reward="rewards" in first,
-        )
-        keys = {*observations, *images}
-        final = set(first["next_obs"]) if "next_obs" in first else set()
-        attributes = {
+        environment = environment_of(file)
+        layout, first = _layout(path, file, demos, environment)
+        spec = layout.spec
+        final = set(members(group_at(first, "next_obs")))
+        filters, mask_findings = _filter_keys(file, demos)
+        lengths, early = _lengths(path, file, demos)
+        remembered = {
             "env_args": environment,
-            "filter_keys": _filter_keys(file, demos),
-            "observations_left_out": skipped,
-            "final_observation_repeated": sorted(keys - final) if final else [],
-            "timestamps": "step * control period of the simulator" if control_hz else "absent in the source: zero",
-            "early_dones": _early_dones(file, demos),
+            "filter_keys": filters,
+            "observations_left_out": layout.left_out,
+            "groups_left_out": [name for name in members(first) if name not in USED],
+            "final_observation_repeated": sorted(k for k in layout.paths if layout.paths[k] not in final)
+            if final
+            else [],
+            "timestamps": "step * control period of the simulator" if spec.control_dt else "absent in the source: zero",
+            "early_dones": early,
         }
-    return Source(spec, len(demos), lambda index: _load(path, file, demos[index], spec), attributes)
+        findings = [
+            *_environment_findings(environment),
+            *_count_findings(file, demos, lengths),
+            *mask_findings,
+            *[
+                Finding("observation-left-out", "note", f"'obs/{name}' is left out: {reason}")
+                for name, reason in sorted(layout.left_out.items())
+            ],
+        ]
+    return Source(spec, len(demos), lambda index: _load(path, file, demos[index], layout), remembered, tuple(findings))
 
 
-def _load(path: Path, file: Any, demo: str, spec: DatasetSpec) -> Episode:
-    with readable(path):
-        group = file[f"data/{demo}"]
-        source_id = f"{path.name}/{demo}"
-        actions = group["actions"][:] if "actions" in group else np.zeros((0, 1), np.float32)
-        if len(actions) == 0:
-            raise InputError(f"Episode '{source_id}' has no actions. Drop it from the source.")
-        if missing := [key for key in [*spec.observations, *spec.images] if key not in group.get("obs", {})]:
-            raise InputError(f"Episode '{source_id}' lacks observations that the first demo has: {', '.join(missing)}.")
-        steps = len(actions)
-        success = bool(group.attrs["success"]) if "success" in group.attrs else None
-        done = bool(group["dones"][-1]) if "dones" in group and len(group["dones"]) else False
-        rows = steps + (1 if "next_obs" in group else 0)
-        step_valid, terminated, truncated = end_flags(steps, rows, done and success is not False)
-        arrays = {key: _observation(group, key, rows) for key in [*spec.observations, *spec.images]}
-        return Episode(
-            observations={key: np.asarray(arrays[key], np.float32) for key in spec.observations},
-            images={key: arrays[key] for key in spec.images},
-            action=padded_last(np.asarray(actions, np.float32), rows),
-            step_valid=step_valid,
-            terminated=terminated,
-            truncated=truncated,
-            timestamp=np.arange(rows) * spec.control_dt,
-            reward=padded_last(np.asarray(group["rewards"][:], np.float32), rows) if "rewards" in group else None,
-            instruction=_instruction(group),
-            success=success,
-            source_id=source_id,
-        )
+def demo_names(file: Any) -> list[str]:
+    """Groups `demo_<i>` in `data` by number: demo_2 before demo_10."""
+    names = {name: re.fullmatch(r"demo_([0-9]{1,18})", name) for name in members(group_at(file, "data"))}
+    return sorted((n for n, m in names.items() if m), key=lambda n: (int(n.removeprefix("demo_")), n))
 
 
-def _observation(group: Any, key: str, rows: int) -> np.ndarray:
-    observation = group[f"obs/{key}"][:]
-    if "next_obs" not in group or len(observation) >= rows:
-        return observation
-    return with_final_row(observation, group[f"next_obs/{key}"][-1] if key in group["next_obs"] else None)
+def environment_of(file: Any) -> dict[str, Any]:
+    """`env_args` of the file as JSON, `{"unreadable": text}`, or nothing where it has none."""
+    text = attribute(file["data"], "env_args")
+    if text is None:
+        return {}
+    try:
+        found = json.loads(as_text(text))
+        json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {"unreadable": as_text(text)[:1000]}
+
+
+def _load(path: Path, file: Any, demo: str, layout: Layout) -> Episode:
+    name = f"{path.name}/{demo}"
+    try:
+        with readable(path):
+            return _episode(path, file, demo, layout, name)
+    except InputError as error:
+        raise InputError(f"Episode '{name}': {error}") from None
+
+
+def _episode(path: Path, file: Any, demo: str, layout: Layout, name: str) -> Episode:
+    group, spec = group_at(file, f"data/{demo}"), layout.spec
+    if group is None:
+        raise InputError("it is no group.")
+    actions = _actions(group)
+    steps = len(actions)
+    if steps == 0:
+        raise InputError("it has no actions. Drop it from the source.")
+    observations = group_at(group, "obs")
+    cameras = [key for key in spec.images if find(observations, layout.paths[key]) is not None] if observations else []
+    if missing := [k for k in spec.observations if observations is None or find(observations, layout.paths[k]) is None]:
+        raise InputError(f"it lacks observations that the first demo has: {', '.join(missing)}.")
+    arrays = {key: array_at(observations, layout.paths[key]) for key in [*spec.observations, *cameras]}
+    after = group_at(group, "next_obs")
+    # Some makers keep N + 1 observations of N actions instead of next_obs.
+    rows = steps + (after is not None or (bool(arrays) and all(len(array) == steps + 1 for array in arrays.values())))
+    final = {key: _final(after, layout.paths[key], array, steps, rows) for key, array in arrays.items()}
+    optional = {key: array_at(group, key) for key in ("rewards", "dones") if find(group, key) is not None}
+    lengths = {"actions": steps} | {key: len(array) for key, array in optional.items()}
+    lengths |= {f"obs/{layout.paths[key]}": len(array) - (len(array) == rows > steps) for key, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        raise InputError(f"arrays differ in length: {', '.join(f'{k} {n}' for k, n in lengths.items())}.")
+    for key, array in optional.items():
+        if array.shape[1:] not in ((), (1,)):
+            raise InputError(f"'{key}' must be one number per step; found {array.shape}.")
+    check_episode_bytes([actions, *optional.values(), *(arrays[key] for key in spec.observations)], rows)
+    success = _success(group)
+    done = bool(optional["dones"].rows(steps - 1).any()) if "dones" in optional else False
+    step_valid, terminated, truncated = end_flags(steps, rows, done and success is not False)
+    vectors = {}
+    for key in spec.observations:
+        vectors[key] = arrays[key].float32(0, min(rows, len(arrays[key])))
+        if len(vectors[key]) < rows:
+            last = final[key]
+            vectors[key] = with_final_row(vectors[key], last[0].float32(last[1], last[1] + 1)[0] if last else None)
+    images: dict[str, np.ndarray | Frames] = {
+        key: frames(path, arrays[key], 0, min(rows, len(arrays[key])), final[key] or _repeated(arrays[key], rows))
+        for key in cameras
+    }
+    reward = optional["rewards"].float32().reshape(steps) if "rewards" in optional and spec.has_reward else None
+    return Episode(
+        observations=vectors,
+        images=images,
+        action=padded_last(actions.float32(), rows),
+        step_valid=step_valid,
+        terminated=terminated,
+        truncated=truncated,
+        timestamp=np.arange(rows) * spec.control_dt,
+        reward=None if reward is None else padded_last(reward, rows),
+        instruction=_instruction(group),
+        success=success,
+        source_id=name,
+    )
+
+
+def _actions(group: Any) -> NumberArray:
+    if find(group, "actions") is None:
+        raise InputError("it has no actions: 'actions' is absent.")
+    actions = array_at(group, "actions")
+    if len(actions.shape) != 2 or actions.shape[1] == 0:
+        raise InputError(f"'actions' must be numbers (N, A); found {actions.dtype} {actions.shape}.")
+    return actions
+
+
+def _final(after: Any, name: str, array: NumberArray, steps: int, rows: int) -> tuple[NumberArray, int] | None:
+    """Array and row of the final observation; None where it is in `array` itself, or nowhere."""
+    if after is None or len(array) >= rows or find(after, name) is None:
+        return None
+    found = array_at(after, name)
+    if len(found) != steps or found.shape[1:] != array.shape[1:]:
+        raise InputError(f"'next_obs/{name}' is {found.shape}, 'obs/{name}' {array.shape} for {steps} actions.")
+    return found, steps - 1
+
+
+def _repeated(array: NumberArray, rows: int) -> tuple[NumberArray, int] | None:
+    return (array, len(array) - 1) if len(array) < rows else None
+
+
+def _success(group: Any) -> bool | None:
+    value = attribute(group, "success")
+    if isinstance(value, str):
+        return {"true": True, "false": False}.get(value.lower())
+    return bool(value) if isinstance(value, bool | int | float) else None
 
 
 def _instruction(group: Any) -> str:
     """Some makers keep the task's words in the demo's attributes; robomimic itself has no field for them."""
-    for key in ("instruction", "language_instruction", "lang"):
-        if key in group.attrs:
-            return as_text(group.attrs[key])
-    return ""
+    found = (attribute(group, key) for key in ("instruction", "language_instruction", "lang"))
+    return next((text for text in found if isinstance(text, str)), "")
 
 
-def _demos(file: Any) -> list[str]:
-    """Demo groups by number: demo_2 before demo_10."""
-    numbers = {name: re.fullmatch(r"demo_(\d+)", name) for name in file.get("data", {})}
-    return sorted((n for n, m in numbers.items() if m), key=lambda n: int(n.removeprefix("demo_")))
+def _layout(path: Path, file: Any, demos: list[str], environment: dict[str, Any]) -> tuple[Layout, Any]:
+    """The layout and the group of the first demo that has one. Raises the first demo's InputError where none has."""
+    reason = InputError(f"{path} has no demo.")
+    for index, demo in enumerate(demos):
+        try:
+            with readable(path):
+                group = group_at(file, f"data/{demo}")
+                if group is None:
+                    raise InputError("it is no group.")
+                return _layout_of(group, environment), group
+        except InputError as error:
+            if index == 0:
+                reason = InputError(f"Episode '{path.name}/{demo}': {error}")
+    raise reason
 
 
-def _environment(file: Any) -> dict[str, Any]:
-    text = as_text(file["data"].attrs.get("env_args", "{}"))
-    try:
-        found = json.loads(text)
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"unreadable": text}
-
-
-def _filter_keys(file: Any, demos: list[str]) -> dict[str, list[int]]:
-    """`mask/<name>` -> episode numbers."""
-    number = {demo: index for index, demo in enumerate(demos)}
-    return {
-        name: [number[as_text(demo)] for demo in dataset[:] if as_text(demo) in number]
-        for name, dataset in file.get("mask", {}).items()
-    }
-
-
-def _observation_specs(path: Path, demo: Any) -> tuple[dict[str, ArraySpec], dict[str, ArraySpec], dict[str, str]]:
-    if "obs" not in demo:
+def _layout_of(group: Any, environment: dict[str, Any]) -> Layout:
+    actions = _actions(group)
+    obs = group_at(group, "obs")
+    if obs is None:
         raise InputError(
-            f"{path}: {demo.name} has no 'obs', only simulator states.\n"
-            "Extract observations first with robomimic's dataset_states_to_obs.py."
+            "it has no 'obs', only simulator states.\nReplay them with --format robosuite, or extract observations "
+            "with robomimic's dataset_states_to_obs.py."
         )
-    observations, images, skipped = {}, {}, {}
-    for key, dataset in demo["obs"].items():
-        if not isinstance(dataset, h5py.Dataset):
-            skipped[key] = "a group, not an array"
-        elif is_image(dataset.shape, dataset.dtype):
-            images[key] = ArraySpec(tuple(dataset.shape[1:]), "uint8")
-        elif dataset.ndim > 2 or dataset.dtype.kind not in "fiub":
-            skipped[key] = f"{dataset.dtype} {tuple(dataset.shape[1:])} per step: neither a vector nor an RGB image"
+    observations, images, paths, left_out = {}, {}, {}, {}
+    for name in _below(obs, "", NESTED):
+        key = name.replace("/", ".")
+        try:
+            array = array_at(obs, name)
+        except InputError as error:
+            left_out[name] = str(error)
+            continue
+        if key in paths:
+            left_out[name] = f"'{key}' is another array's name already"
+        elif len(array.shape) <= 2 and 0 not in array.shape[1:]:
+            observations[key] = ArraySpec(array.shape[1:], privileged=key in ("object", "object-state"))
+            paths[key] = name
+        elif isinstance(form := picture_form(array), str):
+            left_out[name] = form
         else:
-            observations[key] = ArraySpec(tuple(dataset.shape[1:]), privileged=key in ("object", "object-state"))
-    return observations, images, skipped
+            images[key] = ArraySpec(form.shape, "uint8")
+            paths[key] = name
+    if not paths:
+        raise InputError(f"none of its observations can be used: {left_out or 'obs is empty'}.")
+    settings = environment.get("env_kwargs")
+    control_hz = settings.get("control_freq") if isinstance(settings, dict) else None
+    if not isinstance(control_hz, int | float) or not 1e-3 < control_hz < 1e6:
+        control_hz = 0
+    name = environment.get("env_name", "")
+    spec = DatasetSpec(
+        observations=observations,
+        images=images,
+        action=ActionSpec(actions.shape[1:], control_mode="raw"),
+        control_dt=1.0 / control_hz if control_hz else 0.0,
+        environment=name if isinstance(name, str) else "",
+        has_reward=find(group, "rewards") is not None,
+    )
+    return Layout(spec, paths, left_out)
 
 
-def _early_dones(file: Any, demos: list[str]) -> int:
-    """Demos with a done before their last step."""
-    return sum(bool(np.any(file[f"data/{d}/dones"][:-1])) for d in demos if "dones" in file[f"data/{d}"])
+def _below(group: Any, prefix: str, depth: int) -> list[str]:
+    """Paths of what is below a group, groups in groups included."""
+    found = []
+    for name in members(group):
+        inner = _group_or_none(group, name) if depth else None
+        found += _below(inner, f"{prefix}{name}/", depth - 1) if inner is not None else [prefix + name]
+    return found
+
+
+def _group_or_none(group: Any, name: str) -> Any | None:
+    try:
+        return group_at(group, name)
+    except InputError:
+        return None  # a link out of the file: `array_at` says so
+
+
+def _lengths(path: Path, file: Any, demos: list[str]) -> tuple[dict[str, int], int]:
+    """Steps of each demo that can be opened, and the number of demos with a done before their last step."""
+    lengths, early = {}, 0
+    for demo in demos:
+        try:
+            with readable(path):
+                group = group_at(file, f"data/{demo}")
+                lengths[demo] = len(array_at(group, "actions")) if group is not None else 0
+                if find(group, "dones") is not None:
+                    dones = array_at(group, "dones")
+                    early += bool(dones.rows(0, len(dones))[:-1].any())
+        except InputError:
+            continue  # loading the demo gives the reason
+    return lengths, early
+
+
+def _environment_findings(environment: dict[str, Any]) -> list[Finding]:
+    if "unreadable" not in environment:
+        return []
+    text = "'env_args' of the file is no JSON object: environment and control rate are unknown"
+    return [Finding("environment-unreadable", "warning", text, "Write env_args as JSON text.")]
+
+
+def _count_findings(file: Any, demos: list[str], lengths: dict[str, int]) -> list[Finding]:
+    found, wrong = [], []
+    for index, demo in enumerate(demos):
+        claimed = attribute(file[f"data/{demo}"], "num_samples") if demo in lengths else None
+        if isinstance(claimed, bool | int | float) and claimed != lengths[demo]:
+            wrong.append((index, f"{demo} says {claimed} and holds {lengths[demo]}"))
+    if wrong:
+        named = ", ".join(text for _, text in wrong[:NAMED]) + (", ..." if len(wrong) > NAMED else "")
+        text = f"'num_samples' is not the number of actions in {len(wrong)} demos: {named}"
+        episode = wrong[0][0] if len(wrong) == 1 else None
+        found.append(Finding("frame-count", "warning", text, "The arrays count; correct the attribute.", episode))
+    total, held = attribute(file["data"], "total"), sum(lengths.values())
+    if isinstance(total, bool | int | float) and total != held:
+        text = f"'total' says {total} steps, the demos hold {held}"
+        found.append(Finding("frame-count", "warning", text, "The arrays count; correct the attribute."))
+    return found
+
+
+def _filter_keys(file: Any, demos: list[str]) -> tuple[dict[str, list[int]], list[Finding]]:
+    """`mask/<name>` -> episode numbers, and what is wrong with them."""
+    number = {demo: index for index, demo in enumerate(demos)}
+    filters, found = {}, []
+    masks = group_at(file, "mask")
+    for name in members(masks):
+        try:
+            listed = texts(masks, name)
+        except InputError as error:
+            found.append(Finding("filter-key", "warning", f"filter key '{name}' is left out: {error}"))
+            continue
+        filters[name] = [number[demo] for demo in listed if demo in number]
+        absent = [demo for demo in listed if demo not in number]
+        if absent:
+            named = ", ".join(absent[:NAMED]) + (", ..." if len(absent) > NAMED else "")
+            text = f"filter key '{name}' names {len(absent)} demos that the file does not hold: {named[:200]}"
+            found.append(Finding("filter-key", "warning", text))
+    return filters, found

@@ -94,7 +94,7 @@ def test_demo_without_actions_and_nan_are_named(tmp_path):
     path = make_file(tmp_path / "d.hdf5")
     with h5py.File(path, "a") as file:
         del file["data/demo_2/actions"]
-    with pytest.raises(InputError, match=r"'d\.hdf5/demo_2' has no actions"):
+    with pytest.raises(InputError, match=r"'d\.hdf5/demo_2': it has no actions"):
         import_dataset(path, tmp_path / "s", strict=True)
     path = make_file(tmp_path / "n.hdf5")
     with h5py.File(path, "a") as file:
