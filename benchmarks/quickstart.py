@@ -20,7 +20,7 @@ def main() -> None:
     stages = {p.stem: json.loads(p.read_text()) for p in (out / ".stages").glob("*.json")}
     comparison = json.loads((out / "results/comparison.json").read_text())
     success = json.loads((out / "results/success.json").read_text())
-    audit = json.loads((out / "results/audit.json").read_text())["labels"]["clip"]
+    audit = json.loads((out / "results/audit.json").read_text())["labels"]["clip"]["progress"]
     wire = json.loads((out / "results/deployment.json").read_text())
     rank = np.array([v for v in audit["per_episode"] if v is not None], dtype=float)
     figures = {

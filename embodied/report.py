@@ -18,6 +18,10 @@ from embodied.progress import Progress, duration
 from embodied.statistics import difference
 from embodied.verbs import Touches
 
+LEAD = (
+    "Recordings without rewards were scored by a vision-language model, a policy was trained on the scores, "
+    "and it was run in simulation and over ROS 2 topics."
+)
 PICTURES = 10  # in a film strip
 # What to draw of metrics.jsonl where it is there, most telling first; at most three per run.
 METRICS = ("loss", "actor_loss", "value_loss", "critic_loss", "value", "q", "advantage")
@@ -60,7 +64,7 @@ def touches(config: Report) -> Touches:
 
 
 def report(config: Report, progress: Progress) -> dict[str, Any]:
-    page = Page(config.title)
+    page = Page(config.title, LEAD)
     audit = _read_json(config.audit, "embodied label audit --out", {"episodes", "labels"})
     deployment = _read_json(config.deployment, "embodied deploy --out", {"episodes", "success", "latency_ms"})
     parts = [
@@ -74,18 +78,15 @@ def report(config: Report, progress: Progress) -> dict[str, Any]:
     for done, part in enumerate(parts, start=1):
         part()
         progress(done, len(parts), "drawing")
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = config.out.with_name(f".{config.out.name}")
-    temporary.write_text(page.html())
-    temporary.replace(config.out)
+    page.write(config.out)
     return {"report": str(config.out), "size_mb": round(config.out.stat().st_size / 1e6, 2), **page.findings}
 
 
 class Page:
     """Tiles and sections, filled one after the other."""
 
-    def __init__(self, title: str) -> None:
-        self.title = title
+    def __init__(self, title: str, lead: str) -> None:
+        self.title, self.lead = title, lead
         self.findings: dict[str, Any] = {}
         self._tiles: list[str] = []
         self._sections: list[str] = []
@@ -98,13 +99,19 @@ class Page:
 
     def html(self) -> str:
         template = string.Template((Path(__file__).parent / "report.html").read_text())
-        lead = (
-            "Recordings without rewards were scored by a vision-language model, a policy was trained on the scores, "
-            "and it was run in simulation and over ROS 2 topics."
-        )
         return template.substitute(
-            title=html.escape(self.title), lead=lead, tiles="".join(self._tiles), sections="".join(self._sections)
+            title=html.escape(self.title),
+            lead=html.escape(self.lead),
+            tiles="".join(self._tiles),
+            sections="".join(self._sections),
         )
+
+    def write(self, path: Path) -> None:
+        """The page as a file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text(self.html())
+        temporary.replace(path)
 
 
 def labels_section(page: Page, config: Report, audit: dict[str, Any] | None) -> None:
@@ -129,11 +136,13 @@ def labels_section(page: Page, config: Report, audit: dict[str, Any] | None) -> 
             title = f"episode {index}, {outcome}, camera {config.camera}"
             parts.append(figure(report_figures.label_over_episode(frames, scores, store.spec.control_dt, title)))
     if audit:
-        parts.append(figure(report_figures.correlations(audit["labels"])))
-        parts.append(_audit_table(audit))
+        known = {name: checks["progress"] for name, checks in audit["labels"].items() if checks["progress"]}
+        if known:
+            parts.append(figure(report_figures.correlations(known)))
+            parts.append(_audit_table(audit["episodes"], known))
         name = config.labels[0] if config.labels else next(iter(audit["labels"]))
-        if name in audit["labels"]:
-            mean = audit["labels"][name]["mean"]
+        if name in known:
+            mean = known[name]["mean"]
             page.tile(f"{mean:.2f}", f"rank correlation of label '{name}' with true progress, held-out episodes")
             page.findings["label_correlation"] = mean
     page.section("Does the label see progress?", *parts)
@@ -348,11 +357,11 @@ def _beside_in_process(deployment: dict[str, Any], results: tuple[Path, ...]) ->
     return ""
 
 
-def _audit_table(audit: dict[str, Any]) -> str:
-    names = list(audit["labels"])
+def _audit_table(episodes: list[int], audits: dict[str, Any]) -> str:
+    names = list(audits)
     rows = []
-    for position, episode in enumerate(audit["episodes"]):
-        values = [audit["labels"][name]["per_episode"][position] for name in names]
+    for position, episode in enumerate(episodes):
+        values = [audits[name]["per_episode"][position] for name in names]
         rows.append([str(episode), *("progress constant" if v is None else f"{v:.3f}" for v in values)])
     numbers = tuple(range(1, len(names) + 1))
     return details("Spearman correlation of every held-out episode", table(["episode", *names], rows, numbers))

@@ -129,6 +129,45 @@ def correlations(audits: Mapping[str, Mapping[str, Any]], wanted: float = 0.7) -
     return _svg(figure)
 
 
+def scores_by_outcome(
+    scores: Mapping[str, np.ndarray], rows: Sequence[np.ndarray], success: np.ndarray, points: int = 50
+) -> str:
+    """One panel per label set: every episode's score over its own duration, thin, and the median of each outcome.
+
+    Args:
+        scores: name -> (F,) score per frame.
+        rows: frame indices of each episode.
+        success: (E,) 1, 0 or -1 for unknown.
+    """
+    pyplot = _pyplot()
+    columns = min(2, len(scores))
+    height = -(-len(scores) // columns)
+    figure, panels = pyplot.subplots(height, columns, figsize=(WIDTH, 2.6 * height), squeeze=False)
+    share = np.linspace(0, 1, points)
+    for axes, (name, score) in zip(panels.flat, scores.items(), strict=False):
+        for outcome, word, colour in (
+            (-1, "outcome unknown", COLOURS[4]),
+            (0, "failure", COLOURS[2]),
+            (1, "success", COLOURS[1]),
+        ):
+            chosen = [row for row, was in zip(rows, success, strict=True) if was == outcome]
+            if not chosen:
+                continue
+            curves = np.stack([np.interp(share, np.linspace(0, 1, len(row)), score[row]) for row in chosen])
+            for curve in curves[:40]:
+                axes.plot(share, curve, color=colour, linewidth=0.6, alpha=0.25)
+            axes.plot(share, np.median(curves, 0), color=colour, linewidth=2.4, label=f"{word} ({len(chosen)})")
+        axes.set_title(name)
+        axes.set(xlim=(0, 1), xticks=[0, 0.5, 1])
+        axes.set_xticklabels(["start", "middle", "end"])
+        axes.set_ylabel("score")
+        axes.legend(loc="best", fontsize=8)
+    for axes in list(panels.flat)[len(scores) :]:
+        axes.axis("off")
+    figure.tight_layout()
+    return _svg(figure)
+
+
 def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], metrics: Mapping[str, Sequence[str]]) -> str:
     """One panel per run and metric; a thin line per seed, a thick one for their mean.
 

@@ -113,12 +113,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, dict[str, An
     (root / "success.json").write_text(json.dumps(make_result(rng, root / "film.mp4")))
     correlation = {
         name: {
-            "per_episode": [*np.clip(rng.normal(mean, 0.07, 40), -1, 1).tolist(), None],
-            "mean": mean,
-            "median": mean,
-            "low": mean - 0.03,
-            "high": mean + 0.03,
-            "pooled": mean,
+            "progress": {
+                "per_episode": [*np.clip(rng.normal(mean, 0.07, 40), -1, 1).tolist(), None],
+                "mean": mean,
+                "median": mean,
+                "low": mean - 0.03,
+                "high": mean + 0.03,
+                "pooled": mean,
+            }
         }
         for name, mean in {"clip": 0.86, "truth": 0.97}.items()
     }
