@@ -1,0 +1,84 @@
+"""Small stores to export: two cameras, vectors with names and units, a privileged key, several tasks and ends."""
+
+import numpy as np
+
+from embodied.contracts.provenance import provenance
+from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
+from embodied.datasets.episode import Episode, end_flags, padded_last
+from embodied.datasets.labels import LabelWriter
+from embodied.datasets.write_store import StoreWriter
+
+SIDE = 32
+TASKS = ("lift the cube", "open the drawer", "lift the cube")
+
+
+def smooth_pictures(rows, side, episode, camera):
+    """Pictures that video keeps nearly as they are: slow gradients, different in every row, episode and camera."""
+    x, y = np.meshgrid(np.linspace(0, 1, side), np.linspace(0, 1, side))
+    pictures = [
+        np.stack([200 * x, 200 * y, np.full_like(x, 20 + 10 * row + 3 * episode + 40 * camera)], -1)
+        for row in range(rows)
+    ]
+    return np.array(pictures, np.uint8)
+
+
+def make_spec(cameras=("front", "wrist"), reward=True, action=True, side=SIDE):
+    return DatasetSpec(
+        observations={
+            "joint_position": ArraySpec((3,), unit="rad", names=("a", "b", "c"), low=(-3.0,) * 3, high=(3.0,) * 3),
+            "gripper": ArraySpec((1,)),
+            "info_qpos": ArraySpec((4,), privileged=True),
+        },
+        images={camera: ArraySpec((side, side, 3), "uint8") for camera in cameras},
+        action=ActionSpec((2,), names=("left", "right"), low=(-1.0, -1.0), high=(1.0, 1.0)) if action else None,
+        control_dt=0.1,
+        environment="made/Up",
+        has_reward=reward,
+    )
+
+
+def make_episode(spec, index, steps, final=True, terminated=False, missing=()):
+    random = np.random.default_rng(index)
+    rows = steps + final
+    step_valid, ended, truncated = end_flags(steps, rows, terminated)
+    side = next(iter(spec.images.values())).shape[0] if spec.images else SIDE
+    return Episode(
+        observations={
+            key: random.uniform(-1, 1, (rows, *array.shape)).astype(np.float32)
+            for key, array in spec.observations.items()
+        },
+        images={
+            camera: smooth_pictures(rows, side, index, number)
+            for number, camera in enumerate(spec.images)
+            if camera not in missing
+        },
+        action=padded_last(random.uniform(-1, 1, (steps, 2)).astype(np.float32), rows) if spec.action else None,
+        step_valid=step_valid if spec.action else np.zeros(rows, bool),
+        terminated=ended if spec.action else np.zeros(rows, bool),
+        truncated=truncated if spec.action else np.zeros(rows, bool),
+        timestamp=np.arange(rows) * 0.1,
+        reward=padded_last(random.uniform(0, 1, steps).astype(np.float32), rows) if spec.has_reward else None,
+        instruction=TASKS[index % 3],
+        success=terminated,
+        source_id=f"made/{index}",
+    )
+
+
+def make_store(path, spec=None, episodes=((5, True, True), (3, True, False), (7, True, True)), attributes=None, **more):
+    """A store of episodes given as (steps, whether a final observation follows, whether it terminated)."""
+    spec = spec or make_spec()
+    record = provenance("data import", {}, {}, source_attributes=attributes or {})
+    writer = StoreWriter(path, spec, record)
+    for index, (steps, final, terminated) in enumerate(episodes):
+        writer.write_episode(index, make_episode(spec, index, steps, final, terminated, **more))
+    return writer.finish(len(episodes))
+
+
+def add_label(store, name="progress", alignment="post", scores=None):
+    """A label set; by default the score of a frame is its number / frames."""
+    record = {"labeller": "made up", "config": {}, "dataset_fingerprint": store.fingerprint, "code_version": "0"}
+    writer = LabelWriter(store, name, record, alignment=alignment)
+    scores = np.arange(store.num_frames, dtype=np.float32) / store.num_frames if scores is None else scores
+    for index, start, stop in writer.blocks():
+        writer.write_block(index, scores[start:stop])
+    return writer.finish()
