@@ -69,6 +69,7 @@ VERBS: dict[str, Verb] = {
     "quickstart": Verb("embodied.quickstart:quickstart", "the whole loop, offline, in minutes"),
     "run": Verb("embodied.pipeline:run", "run the stages of a pipeline file; unchanged ones are skipped"),
     "data import": Verb("embodied.data_import:data_import", "read recordings into an EpisodeStore"),
+    "data export": Verb("embodied.data_export:data_export", "write a store in another library's format"),
     "data info": Verb("embodied.data_info:data_info", "what a store holds"),
     "sim collect": Verb("embodied.sim_collect:sim_collect", "record episodes in simulation"),
     "pretrain": Verb("embodied.pretrain:pretrain", "value pre-training on frames alone (ICVF)"),
