@@ -1,21 +1,12 @@
 """Goals and intents for ICVF: hindsight sampling over frames (Ghosh et al. 2023, icvf_release `src/gc_dataset.py`)."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 
 from embodied.contracts.errors import ConfigError, StoreError
-
-
-class HasEpisodes(Protocol):
-    """An EpisodeStore, or anything else with frames in episodes."""
-
-    @property
-    def episode_start(self) -> np.ndarray: ...
-
-    @property
-    def episode_length(self) -> np.ndarray: ...
+from embodied.datasets.draws import Stream, philox
+from embodied.datasets.windows import Episodes, Starts
 
 
 class GoalSampler:
@@ -35,7 +26,7 @@ class GoalSampler:
 
     def __init__(
         self,
-        store: HasEpisodes,
+        store: Episodes,
         *,
         seed: int = 0,
         p_current: float = 0.2,
@@ -54,22 +45,15 @@ class GoalSampler:
             raise ConfigError(f"p_same_goal must lie in [0, 1]; found {p_same_goal:g}.")
         self._seed = seed
         self._p = p_current, p_trajectory, p_same_goal
-        ids = np.arange(len(store.episode_start)) if episodes is None else np.sort(np.asarray(episodes, np.int64))
-        start, length = store.episode_start[ids], store.episode_length[ids]
-        # Row k of these describes the k-th eligible frame, whatever its number in the store.
-        within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-        self._frames = (np.repeat(start, length) + within).astype(np.int64)
-        last = np.repeat(start + length - 1, length).astype(np.int64)
-        has_successor = self._frames < last
-        self._current, self._last = self._frames[has_successor], last[has_successor]
+        self._current, self._any = Starts(store, 2, episodes), Starts(store, 1, episodes)
         if len(self._current) == 0:
             raise StoreError("No frame has a successor: the episodes hold one frame each.")
 
     def sample(self, step: int, batch: int) -> dict[str, np.ndarray]:
         """The batch of training step `step`: `frame`, `next_frame`, `goal`, `intent`, each (batch,) int64."""
-        rng = np.random.Generator(np.random.Philox(key=[self._seed, step]))
-        row = rng.integers(len(self._current), size=batch)
-        frame, last = self._current[row], self._last[row]
+        rng = philox(self._seed, step, Stream.GOALS)
+        frame, which = self._current.rows(rng.integers(len(self._current), size=batch))
+        last = self._current.first[which] + self._current.count[which]  # one row after the last that has a successor
         intent = self._goals(rng, frame, last)
         goal = np.where(rng.random(batch) < self._p[2], intent, self._goals(rng, frame, last))
         return {"frame": frame, "next_frame": frame + 1, "goal": goal, "intent": intent}
@@ -78,6 +62,6 @@ class GoalSampler:
         p_current, p_trajectory, _ = self._p
         kind = rng.random(len(frame))
         future = np.rint(frame + rng.random(len(frame)) * (last - frame)).astype(np.int64)
-        anywhere = self._frames[rng.integers(len(self._frames), size=len(frame))]
+        anywhere, _ = self._any.rows(rng.integers(len(self._any), size=len(frame)))
         goal = np.where(kind < p_current + p_trajectory, future, anywhere)
         return np.where(kind < p_current, frame, goal)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from embodied.contracts.errors import InputError, StoreError, suggest
+from embodied.contracts.errors import ConfigError, InputError, StoreError, suggest
+from embodied.datasets.draws import Stream, philox
 from embodied.datasets.store import EpisodeStore
 
 ROWS_AT_ONCE = 65_536
@@ -18,7 +19,7 @@ class TransitionIndex:
     Attributes:
         frame: (N,) int64, frame t.
         next_frame: (N,) int64, frame t + 1; t itself for a terminal step whose successor was not recorded.
-        masks: (N,) float32, 1 - terminated. Truncation leaves it at 1.
+        masks: (N,) float32, 1 - terminated, what multiplies the bootstrap. Truncation leaves it at 1.
         reward: (N,) float32, of the step t -> t + 1.
         episode: (N,) int64, the episode of each transition.
     """
@@ -36,6 +37,14 @@ class TransitionIndex:
         """The transitions of some episodes only, in frame order."""
         keep = np.isin(self.episode, episodes)
         return TransitionIndex(**{f.name: getattr(self, f.name)[keep] for f in dataclasses.fields(self)})
+
+    def continues(self) -> np.ndarray:
+        """(N,) bool: the next transition of the index begins where this one ends, in the same episode."""
+        going = np.zeros(len(self), bool)
+        going[:-1] = (
+            (self.next_frame[:-1] == self.frame[1:]) & (self.episode[:-1] == self.episode[1:]) & (self.masks[:-1] > 0)
+        )
+        return going
 
 
 def transitions(store: EpisodeStore, reward: str | None, alignment: str | None = None) -> TransitionIndex:
@@ -89,6 +98,42 @@ def _rewards(
     return label.score[next_frame if (alignment or label.alignment) == "post" else frame]
 
 
+def n_step(index: TransitionIndex, n: int, discount: float) -> TransitionIndex:
+    """Transitions over n steps, or over the k < n that are left before a termination, a truncation or a gap.
+
+    The target of a one-step learner, reward + discount * masks * V(next_frame), is then that of n steps:
+    `reward` is sum_{i < k} discount**i r_{t+i}, `next_frame` is frame t + k, and `masks` is (1 - terminated) *
+    discount**(k - 1). Termination cuts the bootstrap; anything else bootstraps from the last known frame.
+    Normalise rewards before: a constant added to each counts once per step.
+
+    Args:
+        index: one-step transitions in frame order, as `transitions` gives them.
+        n: at least 1; 1 gives the index itself.
+        discount: in [0, 1], the learner's.
+    """
+    if n < 1 or not 0 <= discount <= 1:
+        raise ConfigError(f"n-step returns need n of at least 1 and a discount in [0, 1]; found {n} and {discount:g}.")
+    continues = index.continues()
+    going = np.ones(len(index), bool)
+    reward = index.reward.astype(np.float64)
+    extra = np.zeros(len(index), np.int64)  # steps beyond the first, k - 1
+    for i in range(1, min(n, len(index))):
+        going[-i:] = False
+        going[:-i] &= continues[i - 1 : -1]
+        rows = np.flatnonzero(going)
+        if len(rows) == 0:
+            break
+        reward[rows] += discount**i * index.reward[rows + i]
+        extra[rows] = i
+    last = np.arange(len(index)) + extra
+    return dataclasses.replace(
+        index,
+        next_frame=index.next_frame[last],
+        masks=(index.masks[last] * float(discount) ** extra).astype(np.float32),
+        reward=reward.astype(np.float32),
+    )
+
+
 def observation_matrix(store: EpisodeStore, keys: Sequence[str]) -> np.ndarray:
     """(F, D) float32: the observations `keys`, flattened and side by side in that order.
 
@@ -115,7 +160,7 @@ def split_episodes(store: EpisodeStore, holdout_fraction: float, seed: int) -> t
     """
     if not 0.0 <= holdout_fraction < 1.0:
         raise InputError(f"holdout_fraction is {holdout_fraction}; it must lie in [0, 1).")
-    order = np.random.Generator(np.random.Philox(key=[seed, 0])).permutation(store.num_episodes)
+    order = philox(seed, 0, Stream.SPLIT).permutation(store.num_episodes)
     count = round(holdout_fraction * store.num_episodes)
     if holdout_fraction > 0:
         count = min(max(1, count), store.num_episodes - 1)

@@ -1,12 +1,17 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from embodied.contracts.errors import InputError, LabelError, StoreError
+from embodied.contracts.errors import ConfigError, InputError, LabelError, StoreError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
 from embodied.datasets.episode import Episode, end_flags, padded_last
 from embodied.datasets.labels import LabelWriter
 from embodied.datasets.store import EpisodeStore
-from embodied.datasets.transitions import observation_matrix, split_episodes, transitions
+from embodied.datasets.transitions import TransitionIndex, n_step, observation_matrix, split_episodes, transitions
+from embodied.datasets.windows import SegmentSampler, step_runs, window_rows
 from embodied.datasets.write_store import StoreWriter
 
 # (steps, rows, terminated): truncated with final observation, terminal with, terminal without, cut without.
@@ -119,3 +124,90 @@ def test_split_is_by_episode_disjoint_and_repeatable(tmp_path):
     assert len(split_episodes(store, 0.0, seed=3)[1]) == 0
     with pytest.raises(InputError, match="holdout_fraction"):
         split_episodes(store, 1.0, seed=0)
+
+
+def test_n_step_by_hand(tmp_path):
+    """Rewards 100 + frame, discount 0.5. Episodes: 0-3 cut, 4-6 terminal at 5, 7-8 terminal at 8, 9-11 cut."""
+    index = transitions(make_store(tmp_path / "s"), "source")
+    three = n_step(index, 3, 0.5)
+    assert three.frame.tolist() == index.frame.tolist() == [0, 1, 2, 4, 5, 7, 8, 9, 10]
+    assert three.reward.tolist() == [
+        100 + 0.5 * 101 + 0.25 * 102,
+        101 + 0.5 * 102,
+        102,
+        104 + 0.5 * 105,
+        105,
+        107 + 0.5 * 108,
+        108,
+        109 + 0.5 * 110,
+        110,
+    ]
+    # Cut by time: from the last known frame, whose value is discounted k times, once by the learner itself.
+    assert three.next_frame.tolist() == [3, 3, 3, 6, 6, 8, 8, 11, 11]
+    assert three.masks.tolist() == [0.25, 0.5, 1, 0, 0, 0, 0, 0.5, 1]
+    two = n_step(index, 2, 0.5)
+    assert two.next_frame.tolist() == [2, 3, 3, 6, 6, 8, 8, 11, 11]
+    assert two.masks.tolist() == [0.5, 0.5, 1, 0, 0, 0, 0, 0.5, 1]
+    one = n_step(index, 1, 0.5)
+    for name in ("frame", "next_frame", "masks", "reward", "episode"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(index, name))
+
+
+def test_n_step_stops_at_a_gap_and_at_other_episodes():
+    index = TransitionIndex(
+        frame=np.array([0, 1, 3, 4, 5]),  # frame 2 is no step: a gap in the recording
+        next_frame=np.array([1, 2, 4, 5, 6]),
+        masks=np.ones(5, np.float32),
+        reward=np.ones(5, np.float32),
+        episode=np.array([0, 0, 0, 0, 1]),
+    )
+    found = n_step(index, 10, 0.5)
+    assert found.reward.tolist() == [1.5, 1, 1.5, 1, 1]
+    assert found.next_frame.tolist() == [2, 2, 5, 5, 6]
+    assert found.masks.tolist() == [0.5, 1, 0.5, 1, 1]
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 7), st.booleans(), st.booleans()), min_size=1, max_size=8),
+    n=st.integers(1, 9),
+    seed=st.integers(0, 1000),
+)
+@settings(max_examples=200, deadline=None)
+def test_n_step_equals_a_walk_from_step_to_step(lengths, n, seed):
+    frame, following, masks, episode, first = [], [], [], [], 0
+    for number, (steps, terminal, final) in enumerate(lengths):
+        rows = first + np.arange(steps)
+        frame += rows.tolist()
+        following += [*(rows[:-1] + 1).tolist(), rows[-1] if terminal and not final else rows[-1] + 1]
+        masks += [*[1.0] * (steps - 1), 0.0 if terminal else 1.0]
+        episode += [number] * steps
+        first += steps + (0 if terminal and not final else 1)
+    reward = np.random.default_rng(seed).normal(size=len(frame)).astype(np.float32)
+    index = TransitionIndex(
+        np.array(frame), np.array(following), np.array(masks, np.float32), reward, np.array(episode)
+    )
+    found = n_step(index, n, 0.9)
+    for row in range(len(index)):
+        total, k = 0.0, 0
+        while k < n and row + k < len(index) and episode[row + k] == episode[row]:
+            total += 0.9**k * float(reward[row + k])
+            k += 1
+        assert found.reward[row] == pytest.approx(total, rel=1e-5, abs=1e-6)
+        assert found.next_frame[row] == following[row + k - 1]
+        assert found.masks[row] == pytest.approx(masks[row + k - 1] * 0.9 ** (k - 1), rel=1e-6)
+
+
+def test_n_step_settings_out_of_range(tmp_path):
+    index = transitions(make_store(tmp_path / "s"), None)
+    for n, discount in ((0, 0.9), (2, 1.5), (2, -0.1)):
+        with pytest.raises(ConfigError, match="n of at least 1"):
+            n_step(index, n, discount)
+
+
+def test_pairs_stacks_and_runs_of_a_store(tmp_path: Path):
+    store = make_store(tmp_path / "s")  # episodes of 4, 3, 2 and 3 frames; "b" is ten times the frame's number
+    first = SegmentSampler(store, 3, seed=0).sample(0, 200)  # pairs (t, t + 2)
+    assert set(first.tolist()) == {0, 1, 4, 9}
+    rows, _ = window_rows(store, np.array([9, 1]), range(-1, 1))
+    assert store.read_rows("observation/b", rows.reshape(-1)).tolist() == [90, 90, 0, 10]
+    assert step_runs(transitions(store, None)).episode_length.tolist() == [3, 2, 2, 2]
