@@ -75,7 +75,7 @@ def _dispatch(words: list[str]) -> int:
     with claim.claimed(loaded.touches(config)):
         result = loaded.run(config, _progress())
     print(json.dumps(_strict(result), indent=1, allow_nan=False) if as_json else _text(loaded, result))
-    return 0
+    return loaded.exit_code(result) if loaded.exit_code else 0
 
 
 def _split_verb(words: list[str]) -> tuple[str, list[str]]:

@@ -1,8 +1,9 @@
 """Every verb of the command line, and what a verb is.
 
 A verb is one file with a frozen dataclass (its whole configuration), a function `verb(config, progress) -> dict`
-whose result is JSON-able, and `touches(config) -> Touches`. It may have `as_text(result) -> str` for people. Rooms are
-imported inside the function, so that help comes at once. A new verb is one new file and one new line in `VERBS`.
+whose result is JSON-able, and `touches(config) -> Touches`. It may have `as_text(result) -> str` for people and
+`exit_code(result) -> int` for scripts. Rooms are imported inside the function, so that help comes at once. A new verb
+is one new file and one new line in `VERBS`.
 """
 
 import dataclasses
@@ -52,7 +53,8 @@ class Verb:
         module = importlib.import_module(module_name)
         function = getattr(module, function_name)
         config_type = typing.get_type_hints(function)[next(iter(inspect.signature(function).parameters))]
-        return LoadedVerb(function, config_type, module.touches, getattr(module, "as_text", None))
+        as_text, exit_code = getattr(module, "as_text", None), getattr(module, "exit_code", None)
+        return LoadedVerb(function, config_type, module.touches, as_text, exit_code)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,7 @@ class LoadedVerb:
     config_type: type
     touches: Callable[[Any], Touches]
     as_text: Callable[[dict[str, Any]], str] | None
+    exit_code: Callable[[dict[str, Any]], int] | None
 
 
 VERBS: dict[str, Verb] = {
@@ -71,6 +74,11 @@ VERBS: dict[str, Verb] = {
     "data import": Verb("embodied.data_import:data_import", "read recordings into an EpisodeStore"),
     "data export": Verb("embodied.data_export:data_export", "write a store in another library's format"),
     "data info": Verb("embodied.data_info:data_info", "what a store holds"),
+    "data doctor": Verb("embodied.data_doctor:data_doctor", "what is wrong with stores, and what to do"),
+    "data split": Verb("embodied.data_edit:data_split", "one store into several, whole episodes, no leaks"),
+    "data merge": Verb("embodied.data_edit:data_merge", "several stores into one"),
+    "data filter": Verb("embodied.data_edit:data_filter", "keep the episodes for which a condition holds"),
+    "data drop": Verb("embodied.data_edit:data_drop", "leave episodes, observations or cameras out"),
     "sim collect": Verb("embodied.sim_collect:sim_collect", "record episodes in simulation"),
     "pretrain": Verb("embodied.pretrain:pretrain", "value pre-training on frames alone (ICVF)"),
     "label clip": Verb("embodied.label_clip:label_clip", "score every frame with CLIP"),
