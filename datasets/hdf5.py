@@ -263,8 +263,10 @@ def check_episode_bytes(arrays: Iterable[NumberArray], num_rows: int) -> None:
 def texts(group: Any, name: str) -> list[str]:
     """A list of names stored as strings of any kind, `mask/train` for instance; none where it is absent."""
     dataset = find(group, name)
-    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external or dataset.shape is None:
+    if dataset is None:
         return []
+    if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external or dataset.shape is None:
+        raise InputError(f"'{name}' is no list of names.")
     if dataset.dtype.kind not in "SO" or math.prod(dataset.shape) * dataset.dtype.itemsize > ATTRIBUTE_BYTES:
         raise InputError(f"'{name}' is {_type_name(dataset)} {dataset.shape}, not a list of names.")
     check_claim(dataset)
