@@ -86,10 +86,11 @@ def test_one_stratified_segment_per_episode_still_covers_early_and_late() -> Non
     assert np.bincount(position // 10, minlength=10).tolist() == [5] * 10
 
 
-def test_each_stratified_draw_alone_is_uniform() -> None:
+@pytest.mark.parametrize("batch", [2, 3])  # with three, one of the two episodes gives two
+def test_each_stratified_draw_alone_is_uniform(batch: int) -> None:
     sampler = SegmentSampler(laid_out([7, 1, 4]), 2, seed=0)
-    rows = np.concatenate([sampler.stratified(step, 2) for step in range(6000)])
-    assert len(rows) == 12_000
+    rows = np.concatenate([sampler.stratified(step, batch) for step in range(6000)])
+    assert len(rows) == 6000 * batch
     share = np.bincount(rows, minlength=12) / len(rows)
     np.testing.assert_allclose(share, [1 / 12] * 6 + [0, 0] + [1 / 6] * 3 + [0], atol=0.01)
 
