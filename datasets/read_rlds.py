@@ -61,20 +61,24 @@ def read(path: Path, options: Mapping[str, Any]) -> Source:
     shards, findings = open_shards(folder, split)
     description, differences = read_description(folder, shards, split)
     seen = survey(shards, layout)
+    absent = seen.absent()
+    left_out = layout.left_out | {layout.cameras[camera].path: why for camera, why in seen.unreadable.items()}
+    left_out |= {layout.cameras[camera].path: "absent in every episode, which says so" for camera in absent}
     spec = DatasetSpec(
         observations={
             key: ArraySpec(tuple(size or 0 for size in leaf.shape), privileged=key in layout.privileged)
             for key, leaf in layout.observations.items()
         },
-        images={camera: ArraySpec(shape, "uint8") for camera, shape in seen.picture_shapes.items()},
+        images={
+            camera: ArraySpec(shape, "uint8") for camera, shape in seen.picture_shapes.items() if camera not in absent
+        },
         action=_action_spec(layout.actions),
         has_reward="reward" in layout.flags,
     )
     attributes = {
         "dataset": description,
         "splits": shards.episodes_of_splits(),
-        "observations_left_out": layout.left_out
-        | {layout.cameras[key].path: why for key, why in seen.unreadable.items()},
+        "observations_left_out": left_out,
         "last_step": last_step,
         "timestamps": "absent in the source: zero",
     }
@@ -108,13 +112,13 @@ def _load(shards: Shards, layout: Layout, spec: DatasetSpec, index: int, keeps_l
     step_valid, terminated, truncated = end_flags(steps, rows, flags.is_terminal() or flags.discount_ends())
     if spec.has_reward and "reward" not in flags.columns:
         raise InputError("it lacks 'steps/reward'.")
-    absent = [camera for camera, flag in layout.camera_flags.items() if says_absent(example, flag)]
+    flagged = [camera for camera, flag in layout.camera_flags.items() if says_absent(example, flag)]
     return Episode(
         observations=observations,
         images={
             camera: _frames(shards, index, spans, (rows, *spec.images[camera].shape), camera)
             for camera, spans in pictures.items()
-            if camera not in absent or shows_pictures(example, layout.cameras[camera])
+            if camera not in flagged or shows_pictures(example, layout.cameras[camera])
         },
         action=padded_last(np.concatenate([part.reshape(rows, -1) for part in actions], 1)[:steps], rows)
         if actions

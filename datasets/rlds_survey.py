@@ -97,6 +97,11 @@ class Survey:
     picture_shapes: dict[str, tuple[int, int, int]]
     unreadable: dict[str, str]
 
+    def absent(self) -> list[str]:
+        """Cameras that every episode calls absent, and that are black in each. Empty unless every one was seen."""
+        whole = self.num_seen == self.num_episodes
+        return [name for name in self.picture_shapes if whole and self.counts.get(f"absent {name}") == self.num_seen]
+
     def findings(self, layout: Layout, keeps_last: bool) -> list[Finding]:
         """What the user should know. `keeps_last`: the step marked `is_last` counts as a step."""
         found = []
@@ -116,7 +121,7 @@ class Survey:
                 "paid-last-step",
                 "warning",
                 "pay a reward on the step marked is_last, where RLDS says only the observation is valid: left out.",
-                "Import with the option last_step=step to keep action and reward of that step.",
+                "Keep action and reward of that step: --options last_step step.",
             )
         report(
             "early-terminal",
@@ -196,7 +201,9 @@ def _seen(layout: Layout, example: Mapping[str, Feature]) -> list[str]:
         "instruction-changes": bool(texts) and len(texts[0]) > 1,
     }
     for camera, flag in layout.camera_flags.items():
-        seen[f"present {camera}"] = says_absent(example, flag) and shows_pictures(example, layout.cameras[camera])
+        if says_absent(example, flag):
+            shown = shows_pictures(example, layout.cameras[camera])
+            seen |= {f"present {camera}": shown, f"absent {camera}": not shown}
     return [what for what, is_so in seen.items() if is_so]
 
 

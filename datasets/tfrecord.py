@@ -19,7 +19,7 @@ from embodied.contracts.errors import InputError
 
 RECORD_BYTES = 512 << 20  # one record is read whole; protobuf itself stops at 2 GiB
 NUM_VALUES = 1 << 24  # of one feature of one record: 128 MiB as int64
-NUM_FIELDS = 1 << 18  # that one feature's numbers may be spread over
+NUM_FIELDS = 1 << 16  # that one feature's numbers may be spread over
 HEADER, FOOTER = 12, 4  # [bytes]
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
 KINDS = {1: "bytes", 2: "float", 3: "int64"}  # field numbers of Feature
