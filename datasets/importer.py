@@ -9,7 +9,7 @@ from typing import Any
 
 from embodied.contracts.errors import InputError, suggest
 from embodied.contracts.provenance import hash_file, provenance
-from embodied.datasets import read_d4rl, read_rlds, read_robomimic, read_rosbag
+from embodied.datasets import read_d4rl, read_lerobot, read_rlds, read_robomimic, read_rosbag, read_video
 from embodied.datasets.episode import Episode
 from embodied.datasets.finding import Finding
 from embodied.datasets.source import Source
@@ -22,6 +22,8 @@ FORMATS: dict[str, ModuleType] = {
     "d4rl": read_d4rl,
     "rosbag2": read_rosbag,
     "rlds": read_rlds,
+    "lerobot": read_lerobot,
+    "video": read_video,  # last: a recording of another format may hold videos
 }
 
 

@@ -51,6 +51,11 @@ class Info:
     def video_keys(self) -> list[str]:
         return [key for key, feature in self.features.items() if feature.get("dtype") == "video"]
 
+    def is_depth(self, key: str) -> bool:
+        """Whether a camera is said to record distances."""
+        more = [self.features[key].get(name) for name in ("info", "video_info")]
+        return any(isinstance(said, dict) and said.get("video.is_depth_map") is True for said in more)
+
     def names(self, key: str, width: int) -> tuple[str, ...]:
         """Names of a feature's `width` elements: LeRobot nests them in lists and dicts. Empty unless they fit."""
         found = [as_line(name) for name in _flat_names(self.features.get(key, {}).get("names"))]
