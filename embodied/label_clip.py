@@ -27,7 +27,6 @@ class LabelClip:
         camera: whose frames.
         model: clip-lift (shipped; knows only the Lift scenes), an open_clip name such as ViT-B-32, or a folder.
         pretrained: open_clip's weights tag or a weights file, for a named model.
-        batch: frames per forward pass.
         device: cpu or cuda.
     """
 
@@ -39,7 +38,6 @@ class LabelClip:
     camera: str = "side"
     model: str = SHIPPED
     pretrained: str = ""
-    batch: int = 256
     device: str = "cpu"
 
 
@@ -66,7 +64,6 @@ def label_clip(config: LabelClip, progress: Progress) -> dict[str, Any]:
         regularization=config.regularization,
         model=config.model,
         pretrained=config.pretrained,
-        batch=config.batch,
         device=torch_device(config.device),
         progress=progress,
     )

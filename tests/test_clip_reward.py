@@ -1,6 +1,7 @@
 """clip_reward: the formula, the batched transform against open_clip's own, and what cannot be loaded."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from embodied.contracts.errors import ConfigError, InputError, MissingExtraError
 
 open_clip = pytest.importorskip("open_clip")
 
-from embodied.vlm_rewards import clip_reward  # noqa: E402
 from embodied.vlm_rewards.audit import spearman  # noqa: E402
-from embodied.vlm_rewards.clip_reward import ClipLabeller, FrameTransform, goal_baseline_reward  # noqa: E402
+from embodied.vlm_rewards.clip_encoder import ClipEncoder, FrameTransform, locate  # noqa: E402
+from embodied.vlm_rewards.clip_reward import ClipLabeller, PromptReward, goal_baseline_reward  # noqa: E402
 from embodied.vlm_rewards.train_clip import SmallClipConfig, build_model, write_folder  # noqa: E402
 
 TINY = SmallClipConfig(embedding_dim=16, image_width=8, text_width=8, text_layers=1, text_heads=2)
@@ -43,6 +44,11 @@ def unit(rng: np.random.Generator, *shape: int) -> np.ndarray:
 
 def frames(count: int, size: int = 32) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def make(goals: list[str], baselines: Sequence[str] = (), regularization: float = 0.0, **encoder: str) -> ClipLabeller:
+    found = ClipEncoder(**encoder)
+    return ClipLabeller(found, PromptReward(found, goals, baselines, regularization))
 
 
 # The formula
@@ -156,67 +162,65 @@ def test_embeddings_are_open_clips(folder: Path) -> None:
         pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
         expected = model.eval().encode_image(pixels, normalize=True).numpy()
         text = model.encode_text(open_clip.get_tokenizer(f"local-dir:{folder}")(["red"]), normalize=True).numpy()
-    labeller = ClipLabeller(["red"], model=str(folder), batch=4)
-    np.testing.assert_allclose(labeller.embed(images), expected, atol=1e-5)
-    np.testing.assert_allclose(labeller.score(images), (expected @ text[0]), atol=1e-5)
+    np.testing.assert_allclose(ClipEncoder(str(folder)).embed(images), expected, atol=1e-5)
+    np.testing.assert_allclose(make(["red"], model=str(folder)).score(images), (expected @ text[0]), atol=1e-5)
 
 
 def test_scores_do_not_depend_on_their_batch(folder: Path) -> None:
-    images = frames(11)
-    labeller = ClipLabeller(["up"], ["down"], 0.5, model=str(folder), batch=4)
+    images = frames(75)
+    labeller = make(["up"], ["down"], 0.5, model=str(folder))
     whole = labeller.score(images)
     assert whole.dtype == np.float32
-    np.testing.assert_array_equal(np.concatenate([labeller.score(images[:8]), labeller.score(images[8:])]), whole)
+    np.testing.assert_array_equal(np.concatenate([labeller.score(images[:64]), labeller.score(images[64:])]), whole)
     np.testing.assert_allclose(labeller.score(images[::-1])[::-1], whole, atol=1e-6)
-    alone = np.concatenate([labeller.score(image[None]) for image in images])
-    np.testing.assert_allclose(alone, whole, atol=1e-6)
-    other = ClipLabeller(["up"], ["down"], 0.5, model=str(folder), batch=7).score(images)
-    np.testing.assert_allclose(other, whole, atol=1e-6)
+    alone = np.concatenate([labeller.score(image[None]) for image in images[:5]])
+    np.testing.assert_allclose(alone, whole[:5], atol=1e-6)
     assert labeller.score(images[:0]).shape == (0,)
 
 
 def test_bf16_stays_close(folder: Path) -> None:
     images = frames(6)
-    full = ClipLabeller(["up"], model=str(folder), batch=6).embed(images)
-    half = ClipLabeller(["up"], model=str(folder), batch=6, precision="bf16").embed(images)
+    full = ClipEncoder(str(folder)).embed(images)
+    half = ClipEncoder(str(folder), precision="bf16").embed(images)
     assert (full * half).sum(1).min() > 0.999
 
 
 def test_mean_of_prompts_is_normalised_again(folder: Path) -> None:
-    labeller = ClipLabeller(["up", "down", "left"], model=str(folder))
-    mean = labeller.embed_text(["up", "down", "left"]).mean(0)
+    encoder = ClipEncoder(str(folder))
+    mean = encoder.embed_text(["up", "down", "left"]).mean(0)
     images = frames(4)
-    np.testing.assert_allclose(labeller.score(images), labeller.embed(images) @ mean / np.linalg.norm(mean), atol=1e-6)
+    scores = make(["up", "down", "left"], model=str(folder)).score(images)
+    np.testing.assert_allclose(scores, encoder.embed(images) @ mean / np.linalg.norm(mean), atol=1e-6)
 
 
 def test_unknown_words_are_reported(folder: Path) -> None:
     with pytest.warns(UserWarning, match="not trained on the words cube, gripper"):
-        labeller = ClipLabeller(["the Gripper lifts a cube."], model=str(folder))
-    assert labeller.unknown_words == ["cube", "gripper"]
-    assert ClipLabeller(["the arm"], model=str(folder)).unknown_words == []
+        labeller = make(["the Gripper lifts a cube."], model=str(folder))
+    assert labeller.config["unknown_words"] == ["cube", "gripper"]
+    assert make(["the arm"], model=str(folder)).config["unknown_words"] == []
 
 
 def test_config_names_the_weights(folder: Path, tmp_path: Path) -> None:
-    first = ClipLabeller(["up"], model=str(folder)).config
+    first = make(["up"], model=str(folder)).config
     assert first == json.loads(json.dumps(first))
     other = tmp_path / "other"
     write_folder(build_model(TINY, 32, seed=1), TINY.open_clip_config(32), {}, other)
-    assert ClipLabeller(["up"], model=str(other)).config["weights_hash"] != first["weights_hash"]
+    assert make(["up"], model=str(other)).config["weights_hash"] != first["weights_hash"]
 
 
 def test_bad_prompts_batch_precision_and_frames(folder: Path) -> None:
     with pytest.raises(ConfigError, match="at least one goal"):
-        ClipLabeller([], model=str(folder))
+        make([], model=str(folder))
     with pytest.raises(ConfigError, match="no prompt may be empty"):
-        ClipLabeller(["up"], [" "], model=str(folder))
+        make(["up"], [" "], model=str(folder))
     with pytest.raises(ConfigError, match="needs a baseline"):
-        ClipLabeller(["up"], regularization=0.5, model=str(folder))
-    with pytest.raises(ConfigError, match="batch"):
-        ClipLabeller(["up"], model=str(folder), batch=0)
+        make(["up"], regularization=0.5, model=str(folder))
+    with pytest.raises(ConfigError, match="fp16' is for GPUs"):
+        make(["up"], model=str(folder), precision="fp16")
     with pytest.raises(ConfigError, match="Did you mean 'bf16'"):
-        ClipLabeller(["up"], model=str(folder), precision="bf15")
+        make(["up"], model=str(folder), precision="bf15")
     with pytest.raises(InputError, match="uint8"):
-        ClipLabeller(["up"], model=str(folder)).embed(np.zeros((1, 32, 32, 3), np.float32))
+        ClipEncoder(str(folder)).embed(np.zeros((1, 32, 32, 3), np.float32))
 
 
 # What cannot be loaded
@@ -224,26 +228,26 @@ def test_bad_prompts_batch_precision_and_frames(folder: Path) -> None:
 
 def test_folders_that_are_no_model(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has no open_clip_config\.json"):
-        ClipLabeller(["up"], model=str(tmp_path))
+        make(["up"], model=str(tmp_path))
     config = (folder / "open_clip_config.json").read_text()
     (tmp_path / "open_clip_config.json").write_text(config)
     with pytest.raises(InputError, match=r"has no weights: put open_clip_model\.safetensors there"):
-        ClipLabeller(["up"], model=str(tmp_path))
+        make(["up"], model=str(tmp_path))
     weights = (folder / "open_clip_model.safetensors").read_bytes()
     (tmp_path / "open_clip_model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(InputError, match="Cannot load the CLIP model"):
-        ClipLabeller(["up"], model=str(tmp_path))
+        make(["up"], model=str(tmp_path))
 
 
 def test_unknown_models_and_tags() -> None:
     with pytest.raises(InputError, match="ViT-B-32"):
-        ClipLabeller(["up"], model="ViT-B32")
+        make(["up"], model="ViT-B32")
     with pytest.raises(InputError, match="No folder and no open_clip model"):
-        ClipLabeller(["up"], model="/no/such/folder")
+        make(["up"], model="/no/such/folder")
     with pytest.raises(InputError, match=r"needs --pretrained: a tag .*openai"):
-        ClipLabeller(["up"], model="ViT-B-32")
+        make(["up"], model="ViT-B-32")
     with pytest.raises(InputError, match="neither a weights file nor a tag"):
-        ClipLabeller(["up"], model="ViT-B-32", pretrained="laion9b")
+        make(["up"], model="ViT-B-32", pretrained="laion9b")
 
 
 def test_no_network_says_what_to_place_where(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +256,7 @@ def test_no_network_says_what_to_place_where(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("open_clip.factory.download_pretrained", refuse)
     with pytest.raises(InputError) as caught:
-        ClipLabeller(["up"], model="RN50", pretrained="openai")
+        make(["up"], model="RN50", pretrained="openai")
     message = str(caught.value)
     assert "no route to host" in message
     assert "--pretrained PATH/open_clip_model.safetensors" in message
@@ -264,11 +268,11 @@ def test_a_weights_file_of_a_named_model_loads(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "tiny-test.json").write_text(json.dumps(architecture))
     open_clip.add_model_config(tmp_path / "tiny-test.json")
     file = str(folder / "open_clip_model.safetensors")
-    named = ClipLabeller(["up"], model="tiny-test", pretrained=file).config
-    assert named["weights_hash"] == ClipLabeller(["up"], model=str(folder)).config["weights_hash"]
+    named = make(["up"], model="tiny-test", pretrained=file).config
+    assert named["weights_hash"] == make(["up"], model=str(folder)).config["weights_hash"]
 
 
 def test_missing_open_clip_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "open_clip", None)
     with pytest.raises(MissingExtraError, match=r"embodied-rl\[clip\]"):
-        clip_reward.locate("clip-lift", "")
+        locate("clip-lift", "")

@@ -139,19 +139,21 @@ def clip_folder(tmp_path: Path) -> str:
 
 
 def test_label_clip_writes_what_the_labeller_scores(tmp_path: Path, clip_folder: str) -> None:
-    from embodied.vlm_rewards.clip_reward import ClipLabeller
+    from embodied.vlm_rewards.clip_encoder import ClipEncoder
+    from embodied.vlm_rewards.clip_reward import PromptReward
 
     store = make_store(tmp_path / "s", size=40)
-    written = label_clip(store, "clip", CAMERA, ["it is up"], ["it is down"], 0.5, model=clip_folder, batch=4)
-    labeller = ClipLabeller(["it is up"], ["it is down"], 0.5, model=clip_folder, batch=4)
-    np.testing.assert_array_equal(written.score, labeller.score(store.frames(CAMERA)))
+    written = label_clip(store, "clip", CAMERA, ["it is up"], ["it is down"], 0.5, model=clip_folder)
+    encoder = ClipEncoder(clip_folder)
+    reward = PromptReward(encoder, ["it is up"], ["it is down"], 0.5)
+    np.testing.assert_array_equal(written.score, reward.of(encoder.embed(store.frames(CAMERA))))
     assert np.ptp(written.score) > 0
     settings = written.provenance["config"]
     assert settings["goals"] == ["it is up"]
     assert settings["baselines"] == ["it is down"]
     assert settings["regularization"] == 0.5
     assert settings["camera"] == CAMERA
-    assert settings["weights_hash"] == labeller.config["weights_hash"]
+    assert settings["weights_hash"] == encoder.identity["weights_hash"]
     assert settings["preprocess"]["size"] == 32
 
 

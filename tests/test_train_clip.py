@@ -13,7 +13,8 @@ from embodied.contracts.errors import ConfigError, InputError, TrainingError
 open_clip = pytest.importorskip("open_clip")
 
 from embodied.vlm_rewards.audit import spearman  # noqa: E402
-from embodied.vlm_rewards.clip_reward import SHIPPED_MODEL, ClipLabeller  # noqa: E402
+from embodied.vlm_rewards.clip_encoder import SHIPPED_MODEL, ClipEncoder  # noqa: E402
+from embodied.vlm_rewards.clip_reward import ClipLabeller, PromptReward  # noqa: E402
 from embodied.vlm_rewards.train_clip import (  # noqa: E402
     VOCABULARY,
     KnownWords,
@@ -150,10 +151,11 @@ def test_reward_rises_with_progress_on_images_never_seen(trained: tuple[Path, li
     folder, losses = trained
     assert np.mean(losses[-10:]) < np.mean(losses[:5]) - 0.2
     images, _, grades = draw_squares(300, seed=99)
+    encoder = ClipEncoder(str(folder))
     for regularization in (0.0, 0.5, 1.0):
-        labeller = ClipLabeller([WORDINGS[2][0]], [WORDINGS[0][0]], regularization, model=str(folder))
-        assert spearman(labeller.score(images), grades) > 0.8
-    goal, middle, far = labeller.embed_text([WORDINGS[2][1], WORDINGS[1][0], WORDINGS[0][1]])
+        reward = PromptReward(encoder, [WORDINGS[2][0]], [WORDINGS[0][0]], regularization)
+        assert spearman(ClipLabeller(encoder, reward).score(images), grades) > 0.8
+    goal, middle, far = encoder.embed_text([WORDINGS[2][1], WORDINGS[1][0], WORDINGS[0][1]])
     assert goal @ far < min(goal @ middle, middle @ far)  # the sentences lie on an arc
 
 
@@ -238,4 +240,4 @@ def test_shipped_model_is_small_and_loads_with_open_clip_alone() -> None:
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     text = open_clip.get_tokenizer(f"local-dir:{folder}")(["the gripper lifts the red cube high above the table"])
     assert torch.isfinite(model.encode_text(text)).all()
-    assert ClipLabeller(["the gripper lifts the red cube"]).unknown_words == []
+    assert ClipEncoder().unknown_words(["the gripper lifts the red cube"]) == []

@@ -8,7 +8,8 @@ from embodied.contracts.protocols import Labeller
 from embodied.contracts.provenance import provenance
 from embodied.datasets.labels import LabelWriter
 from embodied.datasets.store import EpisodeStore, Label
-from embodied.vlm_rewards.clip_reward import SHIPPED_MODEL, ClipLabeller
+from embodied.vlm_rewards.clip_encoder import SHIPPED_MODEL, ClipEncoder
+from embodied.vlm_rewards.clip_reward import ClipLabeller, PromptReward
 
 Progress = Callable[[int, int, str], None]
 
@@ -64,16 +65,15 @@ def label_clip(
     regularization: float = 0.0,
     model: str = SHIPPED_MODEL,
     pretrained: str = "",
-    batch: int = 256,
     precision: str = "fp32",
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> Label:
-    """Write CLIP rewards as the label set `name`; arguments as in `ClipLabeller`, errors of both.
+    """Write CLIP rewards as the label set `name`; arguments as in `PromptReward` and `ClipEncoder`, errors of both.
 
     The label's alignment is `post`: the step at frame t is paid the score of frame t + 1.
     """
     store.frames(camera, 0, 0)  # before the model is loaded
-    labeller = ClipLabeller(goals, baselines, regularization, model, pretrained, batch, precision, device)
-    config = {**labeller.config, "batch": batch, "unknown_words": labeller.unknown_words}
-    return label_frames(store, name, camera, labeller, "clip", config, progress=progress)
+    encoder = ClipEncoder(model, pretrained, precision, device)
+    labeller = ClipLabeller(encoder, PromptReward(encoder, goals, baselines, regularization))
+    return label_frames(store, name, camera, labeller, "clip", labeller.config, progress=progress)

@@ -13,7 +13,7 @@ How to call it:
         progress=callback, # optional callback(done, total, text)
     )
 
-The folder then loads like any other model: `ClipLabeller(model=str(out_folder))`, or without this package
+The folder then loads like any other model: `ClipEncoder(str(out_folder))`, or without this package
 `open_clip.create_model_and_transforms("local-dir:" + str(out_folder))`.
 
 Without `grades` the loss is CLIP's (Radford et al. 2021, arXiv 2103.00020, figure 3), except that a sentence which
