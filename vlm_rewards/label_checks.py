@@ -55,8 +55,8 @@ def auc_interval(estimate: float, positives: int, negatives: int) -> tuple[float
         return (estimate - theta) ** 2 - 1.959964**2 * theta * (1 - theta) * spread / (positives * negatives)
 
     # 0 and 1 themselves solve the equation for an estimate of 0 or 1; the other solution is the interval's end.
-    low = brentq(excess, 0.0, estimate - 1e-9) if estimate > 1e-6 else 0.0
-    high = brentq(excess, estimate + 1e-9, 1.0) if estimate < 1 - 1e-6 else 1.0
+    low: Any = brentq(excess, 0.0, estimate - 1e-9) if estimate > 1e-6 else 0.0
+    high: Any = brentq(excess, estimate + 1e-9, 1.0) if estimate < 1 - 1e-6 else 1.0
     return float(low), float(high)
 
 
