@@ -164,7 +164,7 @@ def data_drop(config: DataDrop, progress: Progress) -> dict[str, Any]:
     return _summary(edited) | {"left_out": len(gone), "keys_left_out": to_json(config.keys)}
 
 
-def numbers(text: str, count: int) -> list[int]:
+def numbers(text: str, count: int, flag: str = "--episodes") -> list[int]:
     """`3,5:9` -> [3, 5, 6, 7, 8]. Raises ConfigError for what is no such list, or not within 0 to `count` - 1."""
     from embodied.contracts.errors import ConfigError
 
@@ -174,11 +174,9 @@ def numbers(text: str, count: int) -> list[int]:
         try:
             start, stop = int(first), int(last) if colon else int(first) + 1
         except ValueError:
-            raise ConfigError(f"--episodes '{text}': '{part}' is no number and no range. For example: 3,5:9") from None
+            raise ConfigError(f"{flag} '{text}': '{part}' is no number and no range. For example: 3,5:9") from None
         if not 0 <= start < stop <= count:
-            raise ConfigError(
-                f"--episodes '{text}': the store has episodes 0 to {count - 1}; '{part}' is not among them."
-            )
+            raise ConfigError(f"{flag} '{text}': the store has episodes 0 to {count - 1}; '{part}' is not among them.")
         found += range(start, stop)
     return found
 

@@ -68,6 +68,8 @@ class LoadedVerb:
     exit_code: Callable[[dict[str, Any]], int] | None
 
 
+VIEW_PAGES = ("datasets/episode.html", "datasets/episodes.html")
+
 VERBS: dict[str, Verb] = {
     "quickstart": Verb("embodied.quickstart:quickstart", "the whole loop, offline, in minutes"),
     "run": Verb("embodied.pipeline:run", "run the stages of a pipeline file; unchanged ones are skipped"),
@@ -75,6 +77,7 @@ VERBS: dict[str, Verb] = {
     "data export": Verb("embodied.data_export:data_export", "write a store in another library's format"),
     "data info": Verb("embodied.data_info:data_info", "what a store holds"),
     "data doctor": Verb("embodied.data_doctor:data_doctor", "what is wrong with stores, and what to do"),
+    "data view": Verb("embodied.data_view:data_view", "a page per episode: frames, plots, labels", VIEW_PAGES),
     "data split": Verb("embodied.data_edit:data_split", "one store into several, whole episodes, no leaks"),
     "data merge": Verb("embodied.data_edit:data_merge", "several stores into one"),
     "data filter": Verb("embodied.data_edit:data_filter", "keep the episodes for which a condition holds"),
@@ -82,6 +85,7 @@ VERBS: dict[str, Verb] = {
     "sim collect": Verb("embodied.sim_collect:sim_collect", "record episodes in simulation"),
     "pretrain": Verb("embodied.pretrain:pretrain", "value pre-training on frames alone (ICVF)"),
     "label clip": Verb("embodied.label_clip:label_clip", "score every frame with CLIP"),
+    "label value": Verb("embodied.label_value:label_value", "score every frame with a pre-trained value function"),
     "label truth": Verb("embodied.label_truth:label_truth", "the simulator's own reward, to compare with"),
     "label audit": Verb("embodied.label_audit:label_audit", "does a label rise with true progress?"),
     "train bc": Verb("embodied.train:train_bc", "behaviour cloning, many seeds at once"),
