@@ -9,7 +9,16 @@ from typing import Any
 
 from embodied.contracts.errors import InputError, suggest
 from embodied.contracts.provenance import hash_file, provenance
-from embodied.datasets import read_d4rl, read_lerobot, read_rlds, read_robomimic, read_rosbag, read_video
+from embodied.datasets import (
+    read_d4rl,
+    read_lerobot,
+    read_rlds,
+    read_robomimic,
+    read_robosuite,
+    read_rosbag,
+    read_rosbag1,
+    read_video,
+)
 from embodied.datasets.episode import Episode
 from embodied.datasets.finding import Finding
 from embodied.datasets.source import Source
@@ -18,9 +27,11 @@ from embodied.datasets.write_store import StoreWriter
 
 # A reader has `sniff(path) -> bool` and `read(path, options) -> Source`. A new format is one file and one line here.
 FORMATS: dict[str, ModuleType] = {
+    "robosuite": read_robosuite,  # before robomimic: the same groups, but no observations yet
     "robomimic": read_robomimic,
     "d4rl": read_d4rl,
     "rosbag2": read_rosbag,
+    "rosbag1": read_rosbag1,
     "rlds": read_rlds,
     "lerobot": read_lerobot,
     "video": read_video,  # last: a recording of another format may hold videos
