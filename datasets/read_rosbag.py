@@ -1,377 +1,48 @@
-"""rosbag2 MCAP recorded by `embodied deploy`: one file per episode, what the robot saw and what it was told.
+"""rosbag2: MCAP and sqlite3 bags, split or not, with or without metadata.yaml; an MCAP of ROS 1 messages too.
 
-The clock is the policy's: one row per /bridge/chunk, at the stamp of the observation that the chunk answers. Each row
-takes from every topic the last sample not after that stamp, as the policy did. Bags without chunks get a grid of the
-control period that starts half a period before the first command.
-
-The action of a row is what was executed, not what the policy asked for: the last target in /bridge/command on behalf of
-its chunk minus the one before that chunk took over, divided by the action's scale and clipped to [-1, 1]. A gripper's
-action is its direction, as in `sim`: positive closes; where it does not move, it is the sign that keeps it there.
-
-What the numbers mean (joint names, order, scale, control period) comes from the policy's `contract.json`, which the
-recorder puts into the bag as the metadata record `embodied_contract` or as an event with a field `contract`. Option
-`contract=FILE` supplies it for other bags. Events that are read: any with `success`, `instruction` or `terminated`; an
-`episode_start` and an `episode_end` bound the episode.
+A bag that says what its joints and actions mean, because `embodied deploy` recorded it, is read by that contract; see
+`bag_contract`. Any other bag needs a mapping, a small YAML; see `bag_mapping`.
 """
 
-import dataclasses
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from embodied.contracts.errors import InputError, suggest
-from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.datasets.bag import Bag, Series, is_mcap, read_images, scan
-from embodied.datasets.episode import Episode
+from embodied.contracts.errors import ConfigError, InputError
+from embodied.datasets.bag_contract import contract_source, find_contract
+from embodied.datasets.bag_files import ROSBAG2, find_recordings, looks_like
+from embodied.datasets.bag_source import find_mapping, mapped_source, refusal
 from embodied.datasets.source import Source, check_options
 
-CHUNK, COMMAND, POSE_PREFIX = "/bridge/chunk", "/bridge/command", "/sim/pose/"
-OPTIONS = ("contract",)
-MEASURED = ("joint_position", "joint_velocity", "gripper_position")
-MAX_GAP = 1.5  # control periods between two rows; a longer silence is not a step
-MAX_AGE_S = 0.3  # a row whose newest sample of some topic is older [s] is not a step
-
-
-@dataclasses.dataclass(frozen=True)
-class Contract:
-    """The part of a policy's contract that a bag needs."""
-
-    observations: dict[str, ArraySpec]
-    images: dict[str, ArraySpec]
-    action: ActionSpec
-    control_dt: float
-    environment: str
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str) -> "Contract":
-        try:
-            action = ActionSpec.from_json(data["action"])
-            assert isinstance(action, ActionSpec)
-            joints = tuple(data.get("joint_names", ())) or action.names
-            contract = cls(
-                {
-                    i["key"]: _named(i["key"], ArraySpec.from_json(i["spec"]), action, joints)
-                    for i in data["observations"]
-                },
-                {item["camera"]: ArraySpec.from_json(item["spec"]) for item in data["images"]},
-                action,
-                float(data["control_dt"]),
-                str(data.get("environment", "")),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{where}: the policy's contract cannot be read: {error!r}.") from error
-        if action.control_mode != "joint_position_delta" or not action.names or len(action.scale) != len(action.names):
-            raise InputError(f"{where}: actions are '{action.control_mode}'; bags of 'joint_position_delta' are read.")
-        return contract
-
-
-def _named(key: str, spec: ArraySpec, action: ActionSpec, joints: tuple[str, ...]) -> ArraySpec:
-    """The spec with joint names: a contract may leave them out where they are the action's, in its order."""
-    if spec.names or not spec.shape:
-        return spec
-    others = tuple(name for name in action.names if name not in joints)
-    names = {
-        "joint_position": joints,
-        "joint_velocity": joints,
-        "gripper_position": others,
-        "joint_target": action.names,
-    }
-    found = names.get(key, ())
-    return dataclasses.replace(spec, names=found) if len(found) == spec.shape[0] else spec
+OPTIONS = ("contract", "mapping", "propose")
 
 
 def sniff(path: Path) -> bool:
-    return any(True for _ in _files(path))
+    return looks_like(path, ROSBAG2)
 
 
 def read(path: Path, options: Mapping[str, Any]) -> Source:
-    """Open a bag file or a folder of them.
+    """Open a bag or a folder of them.
 
     Args:
-        options: `contract`: path of a `contract.json`, for bags that hold none.
+        options: `mapping`: a YAML file that says what the topics mean (`embodied_mapping.yaml` beside the bag is found
+            without). `propose`: write a draft of one to this file, and import nothing. `contract`: a policy's
+            `contract.json`, for bags of `embodied deploy` that hold none.
 
     Raises:
-        InputError: no MCAP file, no contract, or joint states, commands or a camera missing.
+        InputError: no bag, neither mapping nor contract, or nothing in it can be used.
+        ConfigError: the mapping is wrong, or a draft of one was written.
     """
     check_options("rosbag2", options, OPTIONS)
-    files = sorted(_files(path), key=_natural)
-    if not files:
-        raise InputError(f"{path} holds no .mcap file. Bags in sqlite3 (.db3): convert them with ros2 bag convert.")
-    first = scan(files[0])
-    contract = _contract(first, options.get("contract"))
-    cameras = _cameras(first, contract)
-    poses = {topic: f"{topic.removeprefix(POSE_PREFIX)}_position" for topic in first.poses if POSE_PREFIX in topic}
-    shapes = {topic: image.shape[1:] for topic, image in read_images(files[0], dict.fromkeys(cameras, _ZERO)).items()}
-    spec = DatasetSpec(
-        observations=dict(contract.observations)
-        | {key: ArraySpec((3,), unit="m", names=("x", "y", "z"), privileged=True) for key in poses.values()},
-        images={name: ArraySpec(shapes[topic], "uint8") for topic, name in cameras.items()},
-        action=contract.action,
-        control_dt=contract.control_dt,
-        environment=contract.environment,
-    )
-    attributes = {
-        "cameras": {name: topic for topic, name in cameras.items()},
-        "timestamps": "observation stamps of the policy's chunks",
-        "max_age_s": MAX_AGE_S,
-    }
-
-    def load(index: int) -> Episode:
-        bag = first if index == 0 else scan(files[index])
-        return _episode(bag, spec, cameras, poses)
-
-    return Source(spec, len(files), load, attributes)
-
-
-_ZERO = np.zeros(1, np.int64)
-
-
-def _episode(bag: Bag, spec: DatasetSpec, cameras: dict[str, str], poses: dict[str, str]) -> Episode:
-    assert spec.action is not None
-    where = bag.path.name
-    events = [event for series in bag.events.values() for event in series.values]
-    commands = _topic(bag.trajectories, COMMAND, where, "no actions: nothing was commanded")
-    clock = _clock(bag, commands, spec.control_dt)
-    joints = _joint_series(bag, spec)
-    series = [joints, *(_topic(bag.images, topic, where, "no images") for topic in cameras)]
-    series += [_topic(bag.poses, topic, where, "no poses") for topic in poses]
-    stamps, has_final = _rows(clock.stamps, series, len(cameras), spec.control_dt)
-    steps = len(stamps) - has_final
-    skipped = len(clock.stamps) - steps
-    picked = [np.array([s.last_not_after(stamp) for stamp in stamps]) for s in series]
-    targets = _targets(clock, commands, joints, spec.action)[skipped:]  # (steps + 1, A): before row 0, after each row
-
-    action = np.zeros((len(stamps), len(spec.action.names)), np.float32)
-    action[:steps] = _actions(targets, spec)
-    fresh = (
-        np.stack([stamps - s.stamp_ns[rows] for s, rows in zip(series, picked, strict=True)]).max(0) < MAX_AGE_S * 1e9
-    )
-    step_valid = np.zeros(len(stamps), bool)
-    step_valid[:-1] = fresh[:-1] & (np.diff(stamps) < MAX_GAP * spec.control_dt * 1e9)
-    ends = np.zeros((2, len(stamps)), bool)
-    terminated = any(event.get("terminated") is True for event in events)
-    ends[0 if terminated else 1, steps - 1] = True
-    step_valid[steps - 1] |= terminated
-    observations = _observations(joints, picked[0], targets, spec)
-    observations |= {
-        key: np.stack([bag.poses[topic].values[row] for row in rows])
-        for (topic, key), rows in zip(poses.items(), picked[1 + len(cameras) :], strict=True)
-    }
-    wanted = dict(zip(cameras, picked[1 : 1 + len(cameras)], strict=True))
-    success = [event["success"] for event in events if isinstance(event.get("success"), bool)]
-    return Episode(
-        observations={key: observations[key].astype(np.float32) for key in spec.observations},
-        images={cameras[topic]: images for topic, images in read_images(bag.path, wanted).items()},
-        action=action,
-        step_valid=step_valid,
-        terminated=ends[0],
-        truncated=ends[1],
-        timestamp=(stamps - stamps[0]) * 1e-9,
-        instruction=next((str(e["instruction"]) for e in events if e.get("instruction")), ""),
-        success=success[-1] if success else None,
-        source_id=where,
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Clock:
-    """Rows of an episode: stamp of the observation [ns], and when the command that answers it could start [ns, log]."""
-
-    stamps: np.ndarray
-    starts: np.ndarray
-    frames: list[str]
-
-
-def _clock(bag: Bag, commands: Series, control_dt: float) -> _Clock:
-    begin, end = _bounds(bag)
-    chunks = bag.trajectories.get(CHUNK)
-    if chunks is not None:
-        inside = np.flatnonzero((chunks.log_ns >= begin) & (chunks.log_ns <= end))
-        # A chunk sent anew for the same observation is not a new step: the last one counts.
-        inside = inside[np.append(np.diff(chunks.stamp_ns[inside]) > 0, True)[: len(inside)]]
-        clock = _Clock(chunks.stamp_ns[inside], chunks.log_ns[inside], [chunks.values[i][0] for i in inside])
-    else:
-        period = round(control_dt * 1e9)
-        sent = commands.log_ns[(commands.log_ns >= begin) & (commands.log_ns <= end)]
-        grid = np.arange(sent[0] - period // 2, sent[-1], period) if len(sent) else np.zeros(0, np.int64)
-        clock = _Clock(grid, grid, [""] * len(grid))
-    if len(clock.stamps) < 1:
-        raise InputError(f"Episode '{bag.path.name}' has no actions: the policy sent none. Remove the file.")
-    return clock
-
-
-def _bounds(bag: Bag) -> tuple[int, int]:
-    """Receive times [ns] of the `episode_start` and `episode_end` events, or everything."""
-    begin, end = 0, np.iinfo(np.int64).max
-    for series in bag.events.values():
-        for event, log_ns in zip(series.values, series.log_ns, strict=True):
-            if event.get("event") == "episode_start":
-                begin = int(log_ns)
-            elif event.get("event") == "episode_end":
-                end = int(log_ns)
-    return begin, end
-
-
-def _rows(stamps: np.ndarray, series: list[Series], num_cameras: int, control_dt: float) -> tuple[np.ndarray, int]:
-    """Stamps of the rows, from the first at which every topic has a sample; 1 if a final observation was added.
-
-    Args:
-        series: joint states, then the cameras, then the rest.
-    """
-    first = max(int(s.stamp_ns[0]) for s in series)
-    rows = stamps[stamps >= first]
-    if len(rows) == 0:
-        raise InputError("No action came after the first joint state and image. Remove the file.")
-    # One period after the last action, if every topic went on until about then; at a picture, where there are any.
-    last, period = int(rows[-1]), round(control_dt * 1e9)
-    final = last + period
-    if num_cameras:
-        cameras = series[1 : 1 + num_cameras]
-        final = max(int(s.stamp_ns[s.last_not_after(final + period // 4)]) for s in cameras)
-    newest = [int(s.stamp_ns[s.last_not_after(final)]) for s in series]
-    return (np.append(rows, final), 1) if min(newest) > last + period // 2 else (rows, 0)
-
-
-def _targets(clock: _Clock, commands: Series, joints: Series, action: ActionSpec) -> np.ndarray:
-    """(rows + 1, A): the target commanded before the first row, then the last one commanded on behalf of each row.
-
-    A row's commands are those that name its chunk, until the first that names a later one.
-    """
-    order = _order(commands.values[0][1], action.names, "/bridge/command")
-    positions = np.stack([value[2] for value in commands.values])[:, order]
-    first_of: dict[str, int] = {}
-    last_of: dict[str, int] = {}
-    for index, (frame, _, _) in enumerate(commands.values):
-        if frame:
-            first_of.setdefault(frame, index)
-            last_of[frame] = index
-    # A chunk that the safety filter refused is named by no command: then the time it came decides.
-    came = np.searchsorted(commands.log_ns, clock.starts)
-    begins = [first_of.get(frame, int(index)) for frame, index in zip(clock.frames, came, strict=True)]
-    ends = [*(begin - 1 for begin in begins), last_of.get(clock.frames[-1], len(positions) - 1)]
-    names, position, _ = joints.values[max(0, joints.last_not_after(int(clock.stamps[0])))]
-    measured = position[_order(names, action.names, "the joint states")]  # nothing was commanded yet
-    return np.stack([positions[index] if index >= 0 else measured for index in ends])
-
-
-def _actions(targets: np.ndarray, spec: DatasetSpec) -> np.ndarray:
-    """(N, A) in [-1, 1] from targets (N + 1, A)."""
-    assert spec.action is not None
-    scale = np.asarray(spec.action.scale)
-    actions = np.clip(np.diff(targets, axis=0) / scale, -1.0, 1.0)
-    gripper = spec.observations.get("gripper_position")
-    for column, name in enumerate(spec.action.names):
-        if gripper is None or name not in gripper.names:
-            continue
-        actions[:, column] = 0.0 - actions[:, column]  # a closing gripper's opening shrinks
-        if gripper.low and gripper.high:
-            middle = (gripper.low[0] + gripper.high[0]) / 2
-            still = np.where(targets[1:, column] < middle, 1.0, -1.0)
-            moves = np.abs(actions[:, column]) > 0.05
-            actions[:, column] = np.where(moves, np.sign(actions[:, column]), still)
-    return actions.astype(np.float32)
-
-
-def _observations(joints: Series, rows: np.ndarray, targets: np.ndarray, spec: DatasetSpec) -> dict[str, np.ndarray]:
-    """Measured keys by joint name, and `joint_target`: the target commanded before each row."""
-    assert spec.action is not None
-    out: dict[str, np.ndarray] = {}
-    for key, array in spec.observations.items():
-        if key in MEASURED:
-            order = _order(joints.values[0][0], array.names, "the joint states")
-            field = 2 if key == "joint_velocity" else 1
-            out[key] = np.stack([joints.values[row][field][order] for row in rows])
-        elif key == "joint_target":
-            order = _order(spec.action.names, array.names, "the action")
-            out[key] = targets[np.minimum(np.arange(len(rows)), len(targets) - 1)][:, order]
-        elif not array.privileged:
-            raise InputError(
-                f"The policy observes '{key}', which a bag does not hold. It holds: {', '.join(MEASURED)}."
-            )
-    return out
-
-
-def _joint_series(bag: Bag, spec: DatasetSpec) -> Series:
-    """The messages, over all JointState topics, that name every joint the spec needs. Joints are matched by name."""
-    needed = {name for key in MEASURED if key in spec.observations for name in spec.observations[key].names}
-    needed |= set(spec.action.names) if spec.action else set()
-    for series in bag.joint_states.values():
-        whole = [
-            i for i, value in enumerate(series.values) if needed <= set(value[0]) and len(value[2]) == len(value[1])
-        ]
-        if whole:
-            order = series.values[whole[0]][0]
-            same = [_reordered(series.values[i], order) for i in whole]
-            return Series(series.stamp_ns[whole], series.log_ns[whole], same)
-    raise InputError(f"Episode '{bag.path.name}': no joint states name all of {', '.join(sorted(needed))}.")
-
-
-def _reordered(value: tuple[Any, ...], names: tuple[str, ...]) -> tuple[Any, ...]:
-    if value[0] == names:
-        return value
-    order = _order(value[0], names, "the joint states")
-    return names, value[1][order], value[2][order]
-
-
-def _order(found: tuple[str, ...], wanted: tuple[str, ...], where: str) -> list[int]:
-    try:
-        return [found.index(name) for name in wanted]
-    except ValueError:
-        missing = [name for name in wanted if name not in found]
-        raise InputError(f"{', '.join(missing)} is not among {where}: {', '.join(found)}.") from None
-
-
-def _cameras(bag: Bag, contract: Contract) -> dict[str, str]:
-    """Topic -> camera name, for every Image topic: `/camera/wrist/image_raw` is the camera `wrist`."""
-    names = {}
-    for topic in sorted(bag.images):
-        parts = [part for part in topic.split("/") if part not in ("", "camera", "image_raw", "image")]
-        names[topic] = next((p for p in parts if p in contract.images), "_".join(parts) or "camera")
-    for camera in contract.images:
-        if camera not in names.values():
-            raise InputError(f"{bag.path.name} has no images of camera '{camera}'.{suggest(camera, names.values())}")
-    return names
-
-
-def _contract(bag: Bag, file: str | Path | None) -> Contract:
-    where = str(bag.path)
-    if file is not None:
-        try:
-            return Contract.from_json(json.loads(Path(file).read_text()), str(file))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{file} cannot be read as a contract: {error}.") from error
-    for text in bag.metadata.get("embodied_contract", {}).values():
-        return Contract.from_json(json.loads(text), where)
-    for series in bag.events.values():
-        for event in series.values:
-            if isinstance(event.get("contract"), dict):
-                return Contract.from_json(event["contract"], where)
-    raise InputError(
-        f"{bag.path} does not say what its joints and actions mean: it holds no embodied_contract.\n"
-        "Give the policy's with --options contract BUNDLE/contract.json, or record with embodied deploy."
-    )
-
-
-def _topic(topics: dict[str, Series], name: str, where: str, otherwise: str) -> Series:
-    if name not in topics:
-        raise InputError(f"Episode '{where}' has {otherwise} ({name} is absent).")
-    return topics[name]
-
-
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_dir():
-        inside = (
-            file for file in path.rglob("*.mcap") if not any(p.startswith(".") for p in file.relative_to(path).parts)
-        )
-        yield from (file for file in inside if is_mcap(file))
-    elif is_mcap(path):
-        yield path
-
-
-def _natural(path: Path) -> list[Any]:
-    """episode_2 before episode_10."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", str(path))]
+    if "contract" in options and "mapping" in options:
+        raise ConfigError("rosbag2: give either a contract or a mapping.")
+    recordings = find_recordings(path, ROSBAG2)
+    if not recordings:
+        raise InputError(f"{path} holds no .mcap or .db3 file.")
+    mapping = None if "contract" in options else find_mapping(path, recordings, options)
+    if mapping is not None:
+        return mapped_source(recordings, mapping)
+    contract = find_contract(recordings, options.get("contract"))
+    if contract is None:
+        raise refusal(path, recordings)
+    return contract_source(recordings, contract)

@@ -10,6 +10,7 @@ pytest.importorskip("rosbags", reason="rosbag2 needs the extra 'ros'")
 from embodied.contracts.errors import ConfigError, InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec
 from embodied.datasets.bag import scan
+from embodied.datasets.bag_files import ROSBAG2, find_recordings
 from embodied.datasets.importer import import_dataset, recognise
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.transitions import transitions
@@ -197,8 +198,8 @@ def test_file_of_a_killed_recorder_reads_up_to_the_break(tmp_path):
     (tmp_path / "cut").mkdir()
     cut = tmp_path / "cut" / "cut_0.mcap"
     cut.write_bytes(whole[: len(whole) * 6 // 10])
-    assert not scan(cut).complete
-    assert scan(path).complete
+    assert not scan(find_recordings(cut, ROSBAG2)[0]).complete
+    assert scan(find_recordings(path, ROSBAG2)[0]).complete
     store = import_dataset(cut, tmp_path / "s")
     assert 2 <= store.num_frames < 6
     count = int(store.read("step_valid").sum())
@@ -221,8 +222,7 @@ def test_a_bag_without_commands_or_camera_is_refused_by_name(tmp_path):
 @pytest.mark.skipif(not DATA.exists(), reason="real data in ../shared/data is absent")
 def test_foreign_bags_are_scanned_with_independent_counts():
     folder = DATA / "rosbag2-sensor-zoo"
-    files = sorted(folder.rglob("*.mcap"))
-    assert files
-    bags = [scan(file) for file in files]
+    bags = [scan(recording) for recording in find_recordings(folder, ROSBAG2)]
+    assert len(bags) == 1
     assert sum(len(s.values) for bag in bags for s in bag.joint_states.values()) == 15
     assert sum(len(s.values) for bag in bags for s in bag.images.values()) == 1
