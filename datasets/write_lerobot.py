@@ -1,7 +1,8 @@
 """LeRobot v3.0: parquet rows, many episodes per file, pictures in mp4 or embedded in the rows as PNG.
 
 A row is a step; LeRobot has no row for a final observation, so none is written. `timestamp` is frame_index / fps, as
-LeRobot requires. `next.done`, `next.truncated`, `next.reward` and `next.success` stand on the step's own row.
+LeRobot requires. `next.done`, its kinds `next.terminated` and `next.truncated`, `next.reward` and `next.success` stand on
+the step's own row.
 """
 
 import itertools
@@ -156,6 +157,7 @@ def _columns(
     if episode.action is not None:
         found["action"] = episode.action[:count]
         found["next.done"] = last
+        found["next.terminated"] = last & steps.terminated
         found["next.truncated"] = last & (not steps.terminated)
     if steps.reward is not None:
         found["next.reward"] = steps.reward
@@ -172,7 +174,7 @@ def _columns(
 
 def _key(outgoing: Outgoing, key: str, camera: bool) -> str:
     """The feature's name: the one that the LeRobot dataset had which the store was read from, or a LeRobot-like one."""
-    kept = outgoing.attributes.get("lerobot_keys")
+    kept = outgoing.attributes.get("original_names")
     if isinstance(kept, dict) and isinstance(kept.get(key), str):
         return kept[key]
     return f"observation.images.{key}" if camera else f"observation.{key}".replace("/", ".")
@@ -200,7 +202,8 @@ def _features(outgoing: Outgoing, embedded: bool, codec: str, fps: Fraction) -> 
         found[_key(outgoing, camera, True)] = feature
     if spec.action is not None:
         found["action"] = _feature(spec.action)
-        found |= {name: {"dtype": "bool", "shape": [1], "names": None} for name in ("next.done", "next.truncated")}
+        for name in ("next.done", "next.terminated", "next.truncated"):
+            found[name] = {"dtype": "bool", "shape": [1], "names": None}
     if outgoing.has_reward:
         found["next.reward"] = {"dtype": "float32", "shape": [1], "names": None}
     if (outgoing.store.success >= 0).all():

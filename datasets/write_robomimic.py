@@ -58,6 +58,8 @@ def _write_demo(outgoing: Outgoing, demo: Any, steps: Steps, compression: str | 
     if steps.reward is not None:
         demo["rewards"] = steps.reward
     with_next = steps.has_final and next_obs != "none"
+    for group in ("obs", "next_obs") if with_next else ("obs",):
+        demo.create_group(group, track_order=True)  # keys in the store's order
     for key, array in episode.observations.items():
         demo[f"obs/{key}"] = array[:count]
         if with_next:

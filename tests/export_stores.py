@@ -82,3 +82,37 @@ def add_label(store, name="progress", alignment="post", scores=None):
     for index, start, stop in writer.blocks():
         writer.write_block(index, scores[start:stop])
     return writer.finish()
+
+
+def assert_same_episodes(found, wanted, final=True, but=(), atol=0.0, keys=None):
+    """Every array of `found` equals that of `wanted`, final observations left aside unless `final`.
+
+    Args:
+        but: names of fields that the format does not hold.
+        keys: key in `wanted` -> key in `found`, where the format renames.
+    """
+    assert found.num_episodes == wanted.num_episodes
+    for index in range(wanted.num_episodes):
+        a, b = found.episode(index), wanted.episode(index)
+        rows = len(b) if final else int(np.flatnonzero(b.terminated | b.truncated)[0]) + 1
+        assert len(a) == rows
+        renamed = {(keys or {}).get(key, key): array for key, array in b.observations.items()}
+        assert set(a.observations) == {key for key in renamed if key not in but}
+        for key, array in a.observations.items():
+            np.testing.assert_array_equal(array, renamed[key][:rows], err_msg=key)
+        assert set(a.images) == {camera for camera in b.images if camera not in but}
+        for camera, pictures in a.images.items():
+            difference = np.abs(np.asarray(pictures).astype(int) - np.asarray(b.images[camera])[:rows])
+            assert difference.max() <= atol, camera
+        for name in ("action", "reward", "terminated", "truncated"):
+            if name not in but:
+                np.testing.assert_array_equal(getattr(a, name), getattr(b, name)[:rows], err_msg=name)
+        if "step_valid" not in but:
+            expected = b.step_valid[:rows].copy()
+            expected[-1] &= final or b.terminated[rows - 1]
+            np.testing.assert_array_equal(a.step_valid, expected)
+        if "timestamp" not in but:
+            np.testing.assert_allclose(a.timestamp, b.timestamp[:rows], atol=1e-6)
+        for name in ("instruction", "success"):
+            if name not in but:
+                assert getattr(a, name) == getattr(b, name), name
