@@ -6,7 +6,6 @@ PNG file per step.
 """
 
 import dataclasses
-import json
 import math
 import re
 import zlib
@@ -17,9 +16,9 @@ import numpy as np
 
 from embodied.contracts.errors import InputError
 from embodied.datasets.hdf5 import is_key
+from embodied.datasets.json_file import read_json
 from embodied.datasets.tfrecord import NUM_VALUES, Feature
 
-JSON_BYTES = 16 << 20
 DEPTH = 16  # of the tree of features
 NUM_FEATURES = 10_000
 STEP_VALUES = 1 << 20  # of one array of one step
@@ -109,18 +108,6 @@ def read_features(path: Path) -> list[Leaf]:
                 leaf = Leaf(at, "other", reason="a sequence within each step")
             found[at] = leaf
     return list(found.values())
-
-
-def read_json(path: Path) -> Any:
-    """A JSON file nobody vouches for. Raises InputError: absent, too large, too deep, damaged or no text."""
-    try:
-        if path.stat().st_size > JSON_BYTES:
-            raise InputError(f"{path} has more than {JSON_BYTES >> 20} MiB; it should have some kB.")
-        found = json.loads(path.read_bytes())
-        json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can be read, but not written again
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {str(error)[:200]}.") from error
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from embodied.contracts.errors import InputError, suggest
 from embodied.datasets.finding import Finding
-from embodied.datasets.rlds_features import read_json
+from embodied.datasets.json_file import read_json
 from embodied.datasets.tfrecord import Records, index_records, read_record
 
 SHARD = re.compile(r"(?P<name>.+)-(?P<split>[^-]+)\.tfrecord-(?P<number>[0-9]{5,9})-of-(?P<count>[0-9]{5,9})")
@@ -109,10 +109,14 @@ def open_shards(folder: Path, split: str | None) -> tuple[Shards, list[Finding]]
     kept = {key: shards for key, shards in sorted(files.items()) if split in (None, key[0])}
     findings = [finding for key, shards in kept.items() for finding in _missing(key, shards)]
     paths = [(path, key[0]) for key, shards in kept.items() for _, path in sorted(shards.items())]
-    records = [index_records(path) for path, _ in paths]
-    for (path, _), found in zip(paths, records, strict=True):
-        if found.damage:
-            message = f"{path.name} {found.damage}. Its first {len(found)} records are read."
+    records = []
+    for path, _ in paths:
+        try:
+            records.append(index_records(path))
+        except InputError as error:
+            records.append(Records(np.zeros(0, np.int64), np.zeros(0, np.int64), str(error)))
+        if damage := records[-1].damage:
+            message = f"{path.name} {damage}. Its first {len(records[-1])} records are read."
             findings.append(Finding("damaged-shard", "error", message, COPY))
     start = np.concatenate([[0], np.cumsum([len(found) for found in records])]).astype(np.int64)
     shards = Shards(tuple(path for path, _ in paths), tuple(name for _, name in paths), tuple(records), start)

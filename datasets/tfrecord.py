@@ -217,7 +217,7 @@ def _opened(path: Path):
     try:
         return open(path, "rb", buffering=0)
     except OSError as error:
-        raise InputError(f"{path} cannot be opened: {error.strerror}.") from error
+        raise InputError(f"cannot be opened: {error.strerror} ({path})") from error
 
 
 def _masked_checksum(data: bytes) -> int:

@@ -1,3 +1,5 @@
+import hashlib
+import json
 import struct
 import sys
 import time
@@ -153,5 +155,7 @@ def test_tensorflows_own_file():
     assert len(found) == 25
     assert found.damage == ""
     assert int(found.length.sum()) == 3_474_742, "numBytes of dataset_info.json"
-    for offset, length in zip(found.offset.tolist(), found.length.tolist(), strict=True):
-        assert len(read_example(read_record(path, offset, length))["steps/action"].numbers()) == 70
+    records = [read_record(path, *at) for at in zip(found.offset.tolist(), found.length.tolist(), strict=True)]
+    digests = b"".join(sorted(hashlib.sha256(record).digest() for record in records))
+    assert hashlib.sha256(digests).hexdigest() == json.loads((DATA / "facts.json").read_text())["sha256_sorted"]
+    assert {len(read_example(record)["steps/action"].numbers()) for record in records} == {70}
