@@ -20,8 +20,9 @@ from embodied.datasets.doctor_checks import (
 from embodied.datasets.doctor_columns import (
     ActionRange,
     Column,
+    CopiedAction,
     column_findings,
-    jump_finding,
+    jump_findings,
     jumps,
     label_findings,
     reward_findings,
@@ -35,6 +36,7 @@ from embodied.datasets.store import EpisodeStore
 Progress = Callable[[int, int, str], None]
 FLAGS = ("step_valid", "terminated", "truncated")
 IMAGES = "observation/images/"
+SAME_REWARD = {"constant-reward", "reward-zero"}
 DAMAGED = "The store is damaged: make it again, or copy it again."
 
 
@@ -50,8 +52,7 @@ def examine(
         deep: read every byte and compare with the hashes that were written.
         progress: called with (checks done, checks in all, what is looked at).
     """
-    found = [*store.findings]
-    recorded = {finding.check for finding in found}
+    found: list[Finding] = []
     damage = list(array_findings(store))
     if not damage and deep:
         progress(0, 4, "hashing every array")
@@ -67,12 +68,18 @@ def examine(
         try:
             for done, part in enumerate(parts):
                 progress(done, len(parts), "examining")
-                # What the import has listed by episode is not said a second time.
-                found += [f for f in part() if not (f.check == "missing-media" and f.check in recorded)]
+                found += part()
             progress(len(parts), len(parts), "examining")
         except StoreError as error:
             found.append(Finding("store-damaged", "error", str(error).splitlines()[0], DAMAGED))
-    return sorted(found, key=lambda f: SEVERITIES.index(f.severity))
+    return sorted(_said_once(store.findings, found), key=lambda f: SEVERITIES.index(f.severity))
+
+
+def _said_once(recorded: Sequence[Finding], found: Sequence[Finding]) -> list[Finding]:
+    """Findings of the import and our own; of two that say the same the one that says more."""
+    imported, own = {finding.check for finding in recorded}, {finding.check for finding in found}
+    kept = [f for f in recorded if not (f.check in SAME_REWARD and own & SAME_REWARD)]
+    return kept + [f for f in found if not (f.check == "missing-media" and f.check in imported)]
 
 
 # ---- the files -----------------------------------------------------------------------------------
@@ -153,7 +160,7 @@ def row_findings(store: EpisodeStore) -> Iterator[Finding]:
     columns = new_columns(store, store.num_frames)
     names = [*columns, *FLAGS, "timestamp"]
     ends, periods, clocks = Ends(spec.action is not None), [], 0
-    actions = ActionRange(spec.action) if spec.action else None
+    actions = [ActionRange(spec.action), CopiedAction(spec.observations, spec.action)] if spec.action else []
     for episode, rows in rows_of_episodes(store, names):
         yield from clock_findings(episode, rows["timestamp"], spec.control_dt)
         yield from end_findings(episode, rows)
@@ -162,8 +169,8 @@ def row_findings(store: EpisodeStore) -> Iterator[Finding]:
             clocks += 1
             periods.append(float(np.median(np.diff(rows["timestamp"]))))
         ends.add(rows)
-        if actions:
-            actions.add(rows)
+        for check in actions:
+            check.add(rows)
         for name, column in columns.items():
             # The row of a final observation has no action and no reward.
             column.add(rows[name][rows["step_valid"]] if name in ("action", "reward") else rows[name])
@@ -178,8 +185,8 @@ def row_findings(store: EpisodeStore) -> Iterator[Finding]:
         if name != "reward" and column.count:
             yield from column_findings(name, column)
     yield from unnamed_findings(columns)
-    if actions:
-        yield from actions.findings()
+    for check in actions:
+        yield from check.findings()
     if spec.has_reward and columns["reward"].count:
         yield from reward_findings(columns["reward"], any(ends.terminated))
     yield from _instruction_findings(store)
@@ -192,8 +199,7 @@ def second_pass(store: EpisodeStore, columns: dict[str, Column], ends: Ends) -> 
     limits = {name: column.jump_limit() for name, column in columns.items() if name.startswith("observation/")}
     paid = "reward" in columns and columns["reward"].low[0] < columns["reward"].high[0]
     for episode, rows in rows_of_episodes(store, [*columns, *FLAGS]):
-        if found := jumps(rows, columns, limits):
-            yield jump_finding(episode, found)
+        yield from jump_findings(episode, jumps(rows, columns, limits))
         if paid:
             ends.add_reward(rows, float(columns["reward"].high[0]))
 

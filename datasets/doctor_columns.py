@@ -13,6 +13,7 @@ SAMPLED_ROWS = 20_000
 # A step is a jump when it is this many times the 97.5 % quantile of its column's steps, that many robust deviations
 # (median and MAD) above their median, and this share of the column's range: a slow joint may twitch.
 JUMP_QUANTILES, JUMP_DEVIATIONS, JUMP_RANGE = 8.0, 20.0, 0.15
+FAR = 0.4  # of a column's range: one element that jumps so far is no twitch
 SATURATED_SHARE = 0.2  # of actions at the edge of their range
 
 
@@ -85,19 +86,20 @@ class Jump:
         row: the frame after the jump.
         share: of the moving elements of all keys that jump together; near 1 it is a reset.
         text: which elements, by how much.
+        alone: one element, and not far: a finger or a sensor that twitched.
     """
 
     row: int
     share: float
     text: str
+    alone: bool
 
 
 def jumps(
     rows: Mapping[str, np.ndarray], columns: Mapping[str, Column], limits: Mapping[str, np.ndarray]
 ) -> list[Jump]:
     """Jumps of one episode. Angles that wrap by 2 pi and quaternions that change sign as a whole are none."""
-    found: dict[int, list[tuple[float, str]]] = {}
-    jumping: dict[int, int] = {}
+    found: dict[int, list[tuple[float, float, str]]] = {}
     moving = sum(int(np.isfinite(limit).sum()) for limit in limits.values())
     for name, limit in limits.items():
         array = rows[name].reshape(len(rows[name]), -1).astype(np.float64)
@@ -109,22 +111,39 @@ def jumps(
         flipped = np.abs(array[1:] + array[:-1]) < 0.2 * np.abs(array[1:]) + 1e-9
         over &= ~(flipped & (np.abs(array[1:]) <= 1))
         for row, element in np.argwhere(over):
-            ratio = float(steps[row, element] / limit[element])
-            label = name.removeprefix("observation/")
-            text = f"{label}[{columns[name].names[element]}] by {change[row, element]:+.3g}"
-            found.setdefault(int(row) + 1, []).append((ratio, text))
-            jumping[int(row) + 1] = jumping.get(int(row) + 1, 0) + 1
+            column, step = columns[name], float(steps[row, element])
+            reach = step / float(column.high[element] - column.low[element])
+            text = f"{name.removeprefix('observation/')}[{column.names[element]}] by {change[row, element]:+.3g}"
+            found.setdefault(int(row) + 1, []).append((step / float(limit[element]), reach, text))
     return [
-        Jump(row, jumping[row] / max(1, moving), listed([text for _, text in sorted(items, reverse=True)], 3))
+        Jump(
+            row,
+            len(items) / max(1, moving),
+            listed([text for _, _, text in sorted(items, reverse=True)], 3),
+            alone=len(items) == 1 and items[0][1] < FAR,
+        )
         for row, items in sorted(found.items())
     ]
 
 
-def jump_finding(episode: int, found: Sequence[Jump]) -> Finding:
+def jump_findings(episode: int, found: Sequence[Jump]) -> Iterator[Finding]:
+    """One finding for all jumps of an episode, one for all twitches."""
+    if twitches := [jump for jump in found if jump.alone]:
+        where = listed([jump.row for jump in twitches], 5)
+        yield Finding(
+            "twitch",
+            "note",
+            f"one element alone makes a sudden step at frame {where}: {twitches[0].text}",
+            "A sensor or a finger that twitched, rarely more.",
+            episode,
+        )
+    found = [jump for jump in found if not jump.alone]
+    if not found:
+        return
     first, reset = found[0], max(jump.share for jump in found) > 0.4
     where = f"frame {listed([jump.row for jump in found], 5)}"
     what = "Most of the observation changes at once: the end of an episode is missing there. " if reset else ""
-    return Finding(
+    yield Finding(
         "jump",
         "error" if reset else "warning",
         f"it jumps at {where}: {first.text}",
@@ -167,6 +186,27 @@ def unnamed_findings(columns: Mapping[str, Column]) -> Iterator[Finding]:
             f"the elements of {listed(unnamed)} have no names",
             "Joints are matched by name when a policy is deployed: name them in the source.",
         )
+
+
+class CopiedAction:
+    """Observations that are the action itself: a policy that sees them copies, and stands still when deployed."""
+
+    def __init__(self, observations: Mapping[str, ArraySpec], action: ActionSpec) -> None:
+        self._same = {key for key, spec in observations.items() if spec.shape == action.shape}
+
+    def add(self, rows: Mapping[str, np.ndarray]) -> None:
+        valid = rows["step_valid"]
+        action = rows["action"][valid]
+        self._same = {key for key in self._same if np.array_equal(rows[f"observation/{key}"][valid], action)}
+
+    def findings(self) -> Iterator[Finding]:
+        for key in sorted(self._same):
+            yield Finding(
+                "action-in-observation",
+                "warning",
+                f"the observation '{key}' is the action itself, at every step",
+                f"A policy that sees it learns to copy it. Without it: embodied data drop STORE OUT --keys {key}",
+            )
 
 
 class ActionRange:
@@ -232,7 +272,7 @@ def reward_findings(column: Column, terminated: bool) -> Iterator[Finding]:
         what = "zero" if low == 0 else f"{low:g}"
         more = ", although episodes terminate" if terminated else ""
         yield Finding(
-            "reward-constant",
+            "constant-reward",
             "warning",
             f"the recorded reward is {what} at every step{more}",
             "Nothing can be learned from it. Label the frames: embodied label clip, or relabel from the goal.",

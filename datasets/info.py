@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 
 from embodied.contracts.specs import ArraySpec
+from embodied.datasets.finding import SEVERITIES
+from embodied.datasets.location import is_remote
 from embodied.datasets.store import EpisodeStore
 
 ROWS_AT_ONCE = 65_536
@@ -13,7 +15,10 @@ INSTRUCTIONS_SHOWN = 20
 
 
 def describe(store: EpisodeStore) -> dict[str, Any]:
-    """Episodes, arrays with units and ranges, success, labels, origin. Reads every array but the images, in blocks."""
+    """Episodes, arrays with units, ranges and sizes, rates, success, labels, findings, origin.
+
+    Reads every array but the images, in blocks.
+    """
     lengths, success, spec = store.episode_length, store.success, store.spec
     instructions = list(dict.fromkeys(text for text in store.instructions if text))
     provenance = store.attributes.get("provenance", {})
@@ -26,6 +31,7 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
         "episode_length": _spread(lengths),
         "control_dt": spec.control_dt,
         "duration": _duration(store),
+        "clock": _clock(store),
         "success": {
             "succeeded": int((success == 1).sum()),
             "failed": int((success == 0).sum()),
@@ -41,6 +47,8 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
         "reward": _array(store, "reward", ArraySpec(())) if spec.has_reward else None,
         "labels": {name: _label(store, name) for name in store.label_names()},
         "bytes": _bytes(store),
+        "sizes": {name: _size(store, name) for name in store.names()},
+        "findings": {severity: sum(f.severity == severity for f in store.findings) for severity in SEVERITIES},
         "source": store.attributes.get("source", ""),
         "licence": store.attributes.get("licence", ""),
         "made_by": provenance.get("made_by", ""),
@@ -51,9 +59,10 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
 
 
 def _camera(store: EpisodeStore, camera: str) -> dict[str, Any]:
-    """Shape and type of the array that is there; its frames are not read."""
+    """Shape and type of the array that is there, and how many episodes have pictures; its frames are not read."""
     array = store.array(f"observation/images/{camera}")
-    return {"shape": list(array.shape[1:]), "dtype": str(array.dtype)}
+    episodes = int(np.count_nonzero(store.has_camera(camera)))
+    return {"shape": list(array.shape[1:]), "dtype": str(array.dtype), "episodes": episodes}
 
 
 def _action(store: EpisodeStore) -> dict[str, Any] | None:
@@ -111,8 +120,28 @@ def _duration(store: EpisodeStore) -> float:
     return float(times[store.episode_start + store.episode_length - 1].sum())
 
 
+def _clock(store: EpisodeStore) -> dict[str, float] | None:
+    """Seconds from frame to frame by the timestamps [s]: median, 1 % and 99 % quantile; None where there are none."""
+    times = store.read("timestamp")
+    within = np.ones(max(0, len(times) - 1), bool)
+    within[store.episode_start[1:] - 1] = False
+    steps = np.diff(times)[within]
+    if not times.any() or not len(steps):
+        return None
+    low, median, high = np.quantile(steps, [0.01, 0.5, 0.99])
+    return {"q01": float(low), "median": float(median), "q99": float(high)}
+
+
+def _size(store: EpisodeStore, name: str) -> dict[str, int | None]:
+    """Bytes of an array: as it is read, and compressed on disk (None for a remote store)."""
+    disk = None if is_remote(store.path) else _folder_bytes(Path(store.path) / name)
+    return {"raw": int(store.array(name).nbytes), "disk": disk}
+
+
 def _bytes(store: EpisodeStore) -> int | None:
     """Size on disk [B]; None for a remote store."""
-    if "://" in store.path:
-        return None
-    return sum(file.stat().st_size for file in Path(store.path).rglob("*") if file.is_file())
+    return None if is_remote(store.path) else _folder_bytes(Path(store.path))
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -161,8 +161,9 @@ def _cut_jumps(store: EpisodeStore, plan: Plan, columns: dict[str, Column]) -> b
     for episode, rows in rows_of_episodes(store, [*names, "step_valid"]):
         for start, stop in list(plan.parts(episode, rows)):
             for jump in jumps({name: rows[name][start:stop] for name in names}, columns, limits):
-                plan.cuts.setdefault(episode, {})[start + jump.row] = "jump"
-                new = True
+                if not jump.alone:
+                    plan.cuts.setdefault(episode, {})[start + jump.row] = "jump"
+                    new = True
     return new
 
 
