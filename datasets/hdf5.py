@@ -7,6 +7,7 @@ Everything here refuses those with an InputError, so that readers only handle nu
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -30,6 +31,7 @@ ATTRIBUTE_BYTES = 16 << 20
 CHUNKS_AT_ONCE = 20_000  # HDF5 keeps about 1 kB for each chunk that one read touches
 DEFLATE, COMPRESSORS = 1, {1, 4, 32000}  # filter numbers of gzip; of gzip, szip and LZF
 RATIO = {DEFLATE: 1032, 4: 64, 32000: 90}  # the most that one stored byte can grow to
+HEAP = b"GCOL\1\0\0\0"  # begins a collection of texts of any length
 SMALL = 64 << 20  # bytes that a dataset may declare whatever it stores
 
 
@@ -270,7 +272,50 @@ def texts(group: Any, name: str) -> list[str]:
     if dataset.dtype.kind not in "SO" or math.prod(dataset.shape) * dataset.dtype.itemsize > ATTRIBUTE_BYTES:
         raise InputError(f"'{name}' is {_type_name(dataset)} {dataset.shape}, not a list of names.")
     check_claim(dataset)
+    check_heaps(dataset.file.filename)
     return [as_text(value) for value in np.asarray(dataset[()], object).reshape(-1)]
+
+
+def check_heaps(path: str) -> None:
+    """Raise InputError where a heap of texts is damaged: libhdf5 2.0 loops forever on an object that takes no space."""
+    facts = os.stat(path)
+    if (at := _damaged_heap(path, facts.st_size, facts.st_mtime_ns)) is not None:
+        raise InputError(f"the texts at byte {at} are damaged.")
+
+
+@functools.lru_cache(maxsize=16)
+def _damaged_heap(path: str, size: int, modified_ns: int) -> int | None:
+    """Where the first damaged heap of the file as it is begins; reads the whole file once, in blocks."""
+    found, kept = [], b""
+    with open(path, "rb") as file:
+        for start in range(0, size, BLOCK_BYTES):
+            block = kept + file.read(BLOCK_BYTES)
+            at = block.find(HEAP)
+            while at >= 0:
+                found.append(start - len(kept) + at)
+                at = block.find(HEAP, at + 1)
+            kept = block[1 - len(HEAP) :]
+        for at in found:
+            file.seek(at + 8)
+            length = int.from_bytes(file.read(8), "little")
+            if length > size - at:
+                continue  # libhdf5 refuses it
+            if not 16 <= length <= SMALL or not _walks(file.read(length - 16)):
+                return at
+    return None
+
+
+def _walks(objects: bytes) -> bool:
+    """Whether the objects of a heap, 16 bytes of header each, follow one another to its end."""
+    at = 0
+    while len(objects) - at >= 16:
+        is_free = objects[at : at + 2] == b"\0\0"
+        length = int.from_bytes(objects[at + 8 : at + 16], "little")
+        step = length if is_free else 16 + length + -length % 8
+        if not 16 <= step <= len(objects) - at:
+            return False
+        at += step
+    return True
 
 
 def attribute(item: Any, name: str, default: Any = None) -> Any:
@@ -280,6 +325,8 @@ def attribute(item: Any, name: str, default: Any = None) -> Any:
     identifier = item.attrs.get_id(name)
     if identifier.get_space().get_simple_extent_npoints() * identifier.get_type().get_size() > ATTRIBUTE_BYTES:
         return default
+    if identifier.dtype.hasobject:
+        check_heaps(item.file.filename)
     return _plain(item.attrs[name], default)
 
 

@@ -178,26 +178,22 @@ def _recorded(file: Any, demo: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _observations(states: np.ndarray, xml: str, plan: Plan | None) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The episode's observations and timestamps [s]."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        vectors = {"state": states.astype(np.float32)}
-        timestamp = states[:, 0] - states[0, 0]
-    if plan is None:
-        return vectors, timestamp
-    bare = skeleton(xml)
-    own = _plan(replayer().model(bare), states.shape[1])
-    if own != dataclasses.replace(plan, cameras=own.cameras):
-        raise InputError("its model has other joints, bodies or sites than that of the first demo.")
-    poses = replayer().poses(bare, states)
-    for key, columns in plan.columns.items():
-        vectors[key] = states[:, columns].astype(np.float32)
-    for key, (_, index, kind) in plan.bodies.items():
-        if kind == "pos":
-            vectors[key] = poses["body_pos"][:, index].astype(np.float32)
-        else:
-            vectors[key] = np.roll(poses["body_quat_wxyz"][:, index], -1, axis=1).astype(np.float32)
-    for key, (_, index, _) in plan.sites.items():
-        vectors[key] = poses["site_pos"][:, index].astype(np.float32)
-    return vectors, timestamp
+    found = {"state": states}
+    if plan is not None:
+        bare = skeleton(xml)
+        own = _plan(replayer().model(bare), states.shape[1])
+        if own != dataclasses.replace(plan, cameras=own.cameras):
+            raise InputError("its model has other joints, bodies or sites than that of the first demo.")
+        poses = replayer().poses(bare, states)
+        for key, columns in plan.columns.items():
+            found[key] = states[:, columns]
+        for key, (_, index, kind) in plan.bodies.items():
+            quat_xyzw = np.roll(poses["body_quat_wxyz"][:, index], -1, axis=1)
+            found[key] = poses["body_pos"][:, index] if kind == "pos" else quat_xyzw
+        for key, (_, index, _) in plan.sites.items():
+            found[key] = poses["site_pos"][:, index]
+    with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is inf, which no store takes
+        return {key: rows.astype(np.float32) for key, rows in found.items()}, states[:, 0] - states[0, 0]
 
 
 def _frames(name: str, xml: str, states: np.ndarray, camera: str, pictures: Pictures) -> Frames:

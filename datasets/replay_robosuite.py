@@ -48,9 +48,21 @@ COMPILER = ("angle", "eulerseq", "coordinate")
 # What pictures need. No `include`, no plugins, nothing that multiplies (replicate, composite, flexcomp).
 DRAWN = {
     *("mujoco", "compiler", "default", "visual", "map", "headlight", "rgba", "scale", "asset", "texture", "mesh"),
-    *("material", "worldbody", "body", "inertial", "joint", "freejoint", "geom", "site", "camera", "light"),
+    *("material", "worldbody", "body", "inertial", "joint", "freejoint", "geom", "camera", "light"),
 }
-DROPPED = {"size", "option", "actuator", "sensor", "contact", "equality", "tendon", "custom", "keyframe", "statistic"}
+DROPPED = {
+    "site",
+    "size",
+    "option",
+    "actuator",
+    "sensor",
+    "contact",
+    "equality",
+    "tendon",
+    "custom",
+    "keyframe",
+    "statistic",
+}
 ASSET_SUFFIXES = {".stl", ".obj", ".msh", ".png"}
 TEXTURE_SIZE = 8192  # [px]
 
@@ -78,8 +90,9 @@ def drawable(xml: str) -> str:
         MissingExtraError: robosuite is not installed.
     """
     root = _parse(xml)
-    for child in [child for child in root if child.tag in DROPPED]:
-        root.remove(child)
+    for parent in list(root.iter()):
+        for child in [child for child in parent if child.tag in DROPPED]:
+            parent.remove(child)
     for element in root.iter():
         if element.tag not in DRAWN:
             raise InputError(f"its model has an element <{str(element.tag)[:40]}>, which is not read")
@@ -210,6 +223,7 @@ class Replayer:
     def _ask_states(self, xml: str, order: dict[str, Any], states: np.ndarray) -> tuple[dict[str, Any], bytes]:
         if not np.isfinite(states).all():
             raise InputError("its states hold NaN or infinity")
+        self._started()
         if self._loaded != xml:
             self.model(xml)
         return self._ask(order | {"rows": len(states)}, np.ascontiguousarray(states, np.float64).tobytes())

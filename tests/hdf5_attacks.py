@@ -61,7 +61,7 @@ def absurd_length(file: Any, name: str, rng: np.random.Generator) -> None:
     width = _shape(file, name)[1:] if rows < 2**40 else ()
     del file[name]
     if rng.random() < 0.5:
-        chunks = int(rng.choice([1, 1000, 2**27]))
+        chunks = min(rows, int(rng.choice([1, 1000, 2**27])))
         file.create_dataset(name, (rows, *width), dtype, chunks=(chunks, *[1] * len(width)), maxshape=None)
     else:
         file.create_dataset(name, (min(rows, 2**40), *width), dtype)
