@@ -121,7 +121,7 @@ def open_in_peer(peer: str, request: Path) -> None:
         arrays = open_robomimic(path, wanted["keys"], wanted["cameras"])
     else:
         arrays = open_minari(path)
-    np.savez(request.with_suffix(".npz"), **arrays)
+    np.savez(request.with_suffix(".npz"), allow_pickle=False, **arrays)  # type: ignore[arg-type]
     names = (peer, "torch", "torchvision", "numpy", "h5py", "av", "datasets", "pyarrow", "gymnasium", "pillow")
     versions = {"python": sys.version.split()[0]}
     for name in names:

@@ -64,8 +64,10 @@ def _write_demo(outgoing: Outgoing, demo: Any, steps: Steps, compression: str | 
         demo[f"obs/{key}"] = array[:count]
         if with_next:
             demo[f"next_obs/{key}"] = array[1 : count + 1]
-    if "states" in episode.observations:  # where robomimic's playback looks for the simulator's state
-        demo["states"] = episode.observations["states"][:count]
+    for key in ("states", "state"):
+        if key in episode.observations and outgoing.spec.observations[key].privileged:
+            demo["states"] = episode.observations[key][:count]  # where robomimic's playback looks for them
+            break
     for camera, spec in outgoing.spec.images.items():
         targets = [(demo, f"obs/{camera}", 0)]
         if with_next and next_obs == "all":

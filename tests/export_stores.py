@@ -1,5 +1,8 @@
 """Small stores to export: two cameras, vectors with names and units, a privileged key, several tasks and ends."""
 
+from typing import Any
+
+import h5py
 import numpy as np
 
 from embodied.contracts.provenance import provenance
@@ -10,6 +13,10 @@ from embodied.datasets.write_store import StoreWriter
 
 SIDE = 32
 TASKS = ("lift the cube", "open the drawer", "lift the cube")
+
+
+def opened(path, mode="r") -> Any:  # h5py.File, whose items are typed as a union that no use satisfies
+    return h5py.File(path, mode)
 
 
 def smooth_pictures(rows, side, episode, camera):

@@ -1,7 +1,6 @@
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -10,8 +9,9 @@ from embodied.datasets.exporter import export_dataset
 from embodied.datasets.importer import import_dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
-from export_stores import add_label, assert_same_episodes, make_spec, make_store
+from export_stores import add_label, assert_same_episodes, make_spec, make_store, opened
 
+DATA = Path(__file__).parents[1].parent / "shared" / "data"
 LOST = ("timestamp", "instruction", "success")
 
 
@@ -23,11 +23,11 @@ def test_arrays_are_flat_and_ends_are_marked(tmp_path):
     store = make_store(tmp_path / "store", make_spec(()))
     result = export_dataset(store.path, tmp_path / "out.hdf5", "d4rl", {"compress": "gzip"})
     valid = store.read("step_valid")
-    with h5py.File(tmp_path / "out.hdf5") as file:
+    with opened(tmp_path / "out.hdf5") as file:
         arrays = {name: np.asarray(file[name]) for name in file if name != "infos"}
         assert file.attrs["env_id"] == "made/Up"
         np.testing.assert_array_equal(file["infos/qpos"], store.read("observation/info_qpos")[valid])
-        assert file["actions"].compression == "gzip"  # type: ignore[union-attr]
+        assert file["actions"].compression == "gzip"
     matrix = np.concatenate([store.read("observation/joint_position"), store.read("observation/gripper")], axis=1)
     np.testing.assert_array_equal(arrays["observations"], matrix[valid])
     np.testing.assert_array_equal(arrays["next_observations"], matrix[np.flatnonzero(valid) + 1])
@@ -79,7 +79,7 @@ def test_pictures_alone_are_the_observations(tmp_path):
 def test_a_mixed_store_has_no_next_observations(tmp_path):
     store = make_store(tmp_path / "store", make_spec(()), ((4, True, False), (3, False, False)))
     result = export_dataset(store.path, tmp_path / "out.hdf5", "d4rl")
-    with h5py.File(tmp_path / "out.hdf5") as file:
+    with opened(tmp_path / "out.hdf5") as file:
         assert "next_observations" not in file
     assert "final observations of 1 episodes" in left_out(result)
 
@@ -88,7 +88,7 @@ def test_a_label_is_the_reward(tmp_path):
     store = make_store(tmp_path / "store", make_spec(()), ((3, True, False), (2, True, True)))
     label = add_label(store)
     result = export_dataset(store.path, tmp_path / "out.hdf5", "d4rl", label="progress")
-    with h5py.File(tmp_path / "out.hdf5") as file:
+    with opened(tmp_path / "out.hdf5") as file:
         np.testing.assert_array_equal(file["rewards"], label.score[[1, 2, 3, 5, 6]])
     assert "the recorded reward" in left_out(result)
 
@@ -97,3 +97,14 @@ def test_a_store_without_a_vector_says_what_it_has(tmp_path):
     store = make_store(tmp_path / "store", make_spec())
     with pytest.raises(InputError, match=r"no observation 'fron'"):
         export_dataset(store.path, tmp_path / "out.hdf5", "d4rl", {"keys": "fron"})
+
+
+@pytest.mark.skipif(not (DATA / "hdf5-d4rl-style").exists(), reason="needs ../shared/data")
+def test_real_files_go_through_unchanged(tmp_path):
+    for source in sorted((DATA / "hdf5-d4rl-style").rglob("*.hdf5")):
+        first = import_dataset(source, tmp_path / f"first-{source.stem}")
+        (tmp_path / "out").mkdir(exist_ok=True)
+        export_dataset(first.path, tmp_path / "out" / source.name, "d4rl")
+        second = import_dataset(tmp_path / "out" / source.name, tmp_path / f"second-{source.stem}")
+        assert second.spec == first.spec
+        assert second.fingerprint == first.fingerprint

@@ -3,7 +3,6 @@ import json
 import sys
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +11,7 @@ from embodied.contracts.errors import ConfigError, InputError
 from embodied.datasets.exporter import export_dataset
 
 sys.path.insert(0, str(Path(__file__).parent))
-from export_stores import add_label, make_spec, make_store
+from export_stores import add_label, make_spec, make_store, opened
 
 
 def left_out(result):
@@ -35,11 +34,13 @@ def test_the_layout_is_minaris(tmp_path):
     assert joints == {"type": "Box", "dtype": "float32", "shape": [3], "low": [-3.0] * 3, "high": [3.0] * 3}
     assert space["subspaces"]["gripper"]["low"] == [-np.inf]
     assert json.loads(metadata["action_space"])["high"] == [1.0, 1.0]
-    with h5py.File(tmp_path / "arm-v2" / "data" / "main_data.hdf5") as file:
+    with opened(tmp_path / "arm-v2" / "data" / "main_data.hdf5") as file:
         assert list(file) == ["episode_0", "episode_1", "episode_2"]
         for number in range(3):
             group, episode = file[f"episode_{number}"], store.episode(number)
             steps = len(episode) - 1
+            assert episode.action is not None
+            assert episode.reward is not None
             assert (group.attrs["id"], group.attrs["total_steps"]) == (number, steps)
             assert group.attrs["success"] == episode.success
             assert group.attrs["instruction"] == episode.instruction
@@ -59,7 +60,7 @@ def test_small_pictures_are_plain_arrays(tmp_path):
     """Minari takes a box below 32 x 32 for something else than a picture and decodes nothing."""
     store = make_store(tmp_path / "store", make_spec(("front",), side=16))
     export_dataset(store.path, tmp_path / "out-v0", "minari")
-    with h5py.File(tmp_path / "out-v0" / "data" / "main_data.hdf5") as file:
+    with opened(tmp_path / "out-v0" / "data" / "main_data.hdf5") as file:
         np.testing.assert_array_equal(
             file["episode_0/observations/front"], np.asarray(store.episode(0).images["front"])
         )
@@ -72,14 +73,14 @@ def test_an_episode_without_final_observation_gives_up_its_last_action(tmp_path)
     assert {"last action of 2 episodes", "termination of 2 episodes", "1 episodes of a single row"} < set(
         left_out(result)
     )
-    with h5py.File(tmp_path / "out-v0" / "data" / "main_data.hdf5") as file:
+    with opened(tmp_path / "out-v0" / "data" / "main_data.hdf5") as file:
         assert list(file) == ["episode_0", "episode_1"]
         first = file["episode_0"]
         assert len(first["observations/gripper"]) == len(first["observations/front"]) == 4
         assert len(first["actions"]) == first.attrs["total_steps"] == 3
         assert first["terminations"][:].tolist() == [False] * 3  # the step that ended the task is not here
         assert first["truncations"][:].tolist() == [False, False, True]
-        assert file["episode_1/terminations"][:].tolist() == [False, False, True]  # type: ignore[index]
+        assert file["episode_1/terminations"][:].tolist() == [False, False, True]
     assert metadata_of(tmp_path / "out-v0")["total_steps"] == 6
 
 
@@ -87,13 +88,13 @@ def test_or_its_last_observation_twice(tmp_path):
     store = make_store(tmp_path / "store", make_spec(("front",)), ((4, False, True), (1, False, True)))
     result = export_dataset(store.path, tmp_path / "out-v0", "minari", {"missing_final": "repeat"})
     assert "absence of final observations in 2 episodes" in left_out(result)
-    with h5py.File(tmp_path / "out-v0" / "data" / "main_data.hdf5") as file:
+    with opened(tmp_path / "out-v0" / "data" / "main_data.hdf5") as file:
         first = file["episode_0"]
         assert len(first["actions"]) == 4
         assert first["terminations"][:].tolist() == [False, False, False, True]
         np.testing.assert_array_equal(first["observations/gripper"][4], store.episode(0).observations["gripper"][3])
         assert first["observations/front"][4].tobytes() == first["observations/front"][3].tobytes()
-        assert len(file["episode_1/observations/front"]) == 2  # type: ignore[arg-type]
+        assert len(file["episode_1/observations/front"]) == 2
 
 
 def test_nothing_but_last_actions_is_refused(tmp_path):
@@ -116,5 +117,5 @@ def test_a_label_is_the_reward(tmp_path):
     store = make_store(tmp_path / "store", make_spec(()), ((3, True, False), (2, True, True)))
     label = add_label(store)
     export_dataset(store.path, tmp_path / "out-v0", "minari", label="progress")
-    with h5py.File(tmp_path / "out-v0" / "data" / "main_data.hdf5") as file:
+    with opened(tmp_path / "out-v0" / "data" / "main_data.hdf5") as file:
         np.testing.assert_array_equal(file["episode_1/rewards"], label.score[[5, 6]])
