@@ -13,7 +13,7 @@ from embodied.contracts.errors import LabelError
 from embodied.contracts.provenance import hash_json
 from embodied.datasets.staging import Staging
 from embodied.datasets.store import EpisodeStore, Label
-from embodied.datasets.write_store import ArrayStream
+from embodied.datasets.write_arrays import ArrayStream
 
 REQUIRED_PROVENANCE = ("labeller", "config", "dataset_fingerprint", "code_version")
 

@@ -1,6 +1,5 @@
 """Writing an EpisodeStore: episodes are staged one by one, then the store appears whole or not at all."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -9,20 +8,18 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
 
 from embodied.contracts.errors import InputError, StoreError
 from embodied.contracts.provenance import canonical_json, hash_json
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.episode import Episode, blocks_of
 from embodied.datasets.finding import Finding
+from embodied.datasets.read_frames import LocalShards, ShardReader
 from embodied.datasets.staging import Staging
-from embodied.datasets.store import SCHEMA_VERSION, EpisodeStore, array_specs
+from embodied.datasets.store import BLOCK_BYTES, SCHEMA_VERSION, EpisodeStore, array_specs
+from embodied.datasets.write_arrays import PICTURE_CODECS, ArrayStream, choose_codec
 
-# Measured on 64x64 images: 16 images per chunk (192 KiB) stream at 60,000 images/s and give one image in 1.5 ms;
-# one image per chunk streams at 4,700 and is no faster at random, because Zarr's cost is per call and per chunk.
-CHUNK_BYTES = 200_000
-SHARD_BYTES = 6_400_000
+SAMPLE = 8  # pictures that decide how a camera is compressed
 IMAGES = "observation/images/"
 
 
@@ -125,8 +122,9 @@ class StoreWriter:
         num_frames = int(lengths.sum())
         root = zarr.open_group(folder, mode="w-", zarr_format=3)
         root.create_group("labels")
+        codecs = {IMAGES + camera: self._codec(camera, kept) for camera in self.spec.images}
         streams = {
-            name: ArrayStream(root, name, (num_frames, *shape), dtype)
+            name: ArrayStream(root, name, (num_frames, *shape), dtype, codecs.get(name, PICTURE_CODECS[0]))
             for name, (shape, dtype) in array_specs(self.spec).items()
         }
         for index, length in zip(kept, lengths, strict=True):
@@ -135,12 +133,11 @@ class StoreWriter:
                     if not name.startswith(IMAGES):
                         stream.append(file[name])
             for camera in self.spec.images:
-                staged = self._pictures(index) / camera
                 stream = streams[IMAGES + camera]
-                if staged.exists():
-                    array = zarr.open_array(staged, mode="r", zarr_format=3)
-                    for start in range(0, length, stream.rows_at_once):
-                        stream.append(np.asarray(array[start : start + stream.rows_at_once]))
+                if reader := self._staged(index, camera):
+                    block = max(1, BLOCK_BYTES // max(1, int(np.prod(self.spec.images[camera].shape))))
+                    for start in range(0, length, block):
+                        stream.append(reader.read(np.arange(start, min(start + block, length))))
                 else:
                     stream.skip(length)
         digests = {name: stream.close() for name, stream in streams.items()}
@@ -179,6 +176,21 @@ class StoreWriter:
             }
         )
 
+    def _staged(self, index: int, camera: str) -> ShardReader | None:
+        """Reads the staged pictures of an episode; None where it has none."""
+        folder = self._pictures(index) / camera
+        if not folder.exists():
+            return None
+        array = zarr.open_array(folder, mode="r", zarr_format=3)
+        return ShardReader(array, LocalShards(folder, array.ndim))
+
+    def _codec(self, camera: str, episodes: Sequence[int]) -> tuple[str, int, str]:
+        """The codec for a camera, from pictures of the first episode that has any: the same in every run."""
+        for index in episodes:
+            if reader := self._staged(index, camera):
+                return choose_codec(reader.read(np.linspace(0, reader.num_rows - 1, SAMPLE).astype(np.int64)))
+        return PICTURE_CODECS[0]
+
     def _headers(self, num_episodes: int) -> tuple[list[int], np.ndarray, list[dict[str, Any]], list[Finding]]:
         """Of the episodes that are kept: indices, lengths, infos; and why the others were skipped."""
         kept, lengths, infos, skipped = [], [], [], []
@@ -192,91 +204,6 @@ class StoreWriter:
                 infos.append(info)
                 lengths.append(len(file["step_valid"]))
         return kept, np.array(lengths, np.int64), infos, skipped
-
-
-class ArrayStream:
-    """Appends rows to a new Zarr array, writing whole shards only: fast, and the same bytes in every run.
-
-    Blosc compresses a chunk as one block here: with several blocks and threads, their order in the file would vary.
-
-    Args:
-        group: parent group.
-        name: array name, `/` between groups.
-        shape: full shape, rows first.
-        dtype: NumPy name.
-
-    Attributes:
-        num_waiting: rows taken and not yet written; less than a shard between two appends.
-    """
-
-    def __init__(self, group: zarr.Group, name: str, shape: tuple[int, ...], dtype: str) -> None:
-        itemsize = np.dtype(dtype).itemsize
-        row_bytes = max(1, int(np.prod(shape[1:], dtype=np.int64)) * itemsize)
-        chunk = _power_of_two(CHUNK_BYTES / row_bytes)
-        # Only images are sharded: a shard bounds the number of files, and small arrays have few anyway.
-        self._unit = chunk * _power_of_two(SHARD_BYTES / (chunk * row_bytes)) if len(shape) == 4 else chunk
-        self._array = group.create_array(
-            name,
-            shape=shape,
-            dtype=dtype,
-            chunks=(chunk, *shape[1:]),
-            shards=(self._unit, *shape[1:]) if self._unit > chunk else None,
-            compressors=BloscCodec(
-                cname="lz4",
-                clevel=5,
-                shuffle="shuffle" if itemsize > 1 else "noshuffle",
-                typesize=itemsize,
-                blocksize=chunk * row_bytes,
-            ),
-        )
-        self._dtype = np.dtype(dtype)
-        self._digest = hashlib.sha256(canonical_json([name, list(shape), dtype]).encode())
-        self._waiting: list[np.ndarray] = []
-        self.num_waiting = 0
-        self._written = 0
-
-    @property
-    def rows_at_once(self) -> int:
-        """Rows that are written together; more than that in one `append` only costs memory."""
-        return self._unit
-
-    def append(self, rows: np.ndarray) -> None:
-        """Add (n, ...) rows."""
-        rows = np.ascontiguousarray(rows, self._dtype)
-        self._digest.update(rows.data)
-        self._take(rows)
-
-    def _take(self, rows: np.ndarray) -> None:
-        self._waiting.append(rows)
-        self.num_waiting += len(rows)
-        if self.num_waiting >= self._unit:
-            joined = np.concatenate(self._waiting)
-            whole = len(joined) - len(joined) % self._unit
-            for start in range(0, whole, self._unit):
-                self._write(joined[start : start + self._unit])
-            self._waiting = [joined[whole:].copy()]
-            self.num_waiting = len(joined) - whole
-
-    def skip(self, rows: int) -> None:
-        """Add rows of zeros that are neither kept on disk nor read back as bytes: for pictures that are missing."""
-        self._digest.update(f"{rows} rows are missing".encode())
-        head = min(rows, -self.num_waiting % self._unit)
-        self._take(np.zeros((head, *self._array.shape[1:]), self._dtype))
-        whole = (rows - head) // self._unit * self._unit
-        self._written += whole
-        self._take(np.zeros((rows - head - whole, *self._array.shape[1:]), self._dtype))
-
-    def close(self) -> str:
-        """Write what is left. Returns the SHA-256 over name, shape, dtype and the rows' bytes in order."""
-        if self.num_waiting:
-            self._write(np.concatenate(self._waiting))
-        if self._written != self._array.shape[0]:
-            raise InputError(f"'{self._array.name}': {self._written} rows came, {self._array.shape[0]} were announced.")
-        return self._digest.hexdigest()
-
-    def _write(self, rows: np.ndarray) -> None:
-        self._array[self._written : self._written + len(rows)] = rows
-        self._written += len(rows)
 
 
 def _to_arrays(episode: Episode, spec: DatasetSpec) -> dict[str, np.ndarray]:
@@ -314,8 +241,3 @@ def _stage_pictures(folder: Path, episode: Episode) -> None:
                 f"Episode '{episode.source_id}': camera '{camera}' gives {num_rows} pictures for {len(pictures)} rows."
             )
         stream.close()
-
-
-def _power_of_two(value: float) -> int:
-    """The largest power of two not above `value`, at least 1."""
-    return 1 << max(0, int(np.log2(max(1.0, value))))
