@@ -16,6 +16,7 @@ from embodied.datasets.parquet import Rows, batches, is_number, open_parquet, re
 MAX_RUNS = 4_000_000  # stretches of rows of one episode; one per episode and file is usual
 MAX_NUMBERS = 1_000_000  # in one row of one column
 NEXT = {"reward", "done", "success", "truncated", "terminated"}  # LeRobot's columns `next.<...>`
+MAX_EPISODE_BYTES = 1 << 28  # of one episode's numbers, which are held in memory
 AGAIN = "It is damaged: copy it again."
 
 
@@ -235,10 +236,14 @@ class Numbers:
     def read(self, runs: Sequence[tuple[Path, int, int]]) -> dict[str, np.ndarray]:
         """Column name -> (n, ...): float32, bookkeeping float64. Raises InputError where a file is damaged."""
         count = sum(stop - start for _, start, stop in runs)
-        arrays = {
-            c.name: np.empty((count, *c.shape), np.float64 if c.name in BOOKKEEPING else np.float32)
-            for c in self._columns
-        }
+        kinds = {c.name: np.dtype(np.float64 if c.name in BOOKKEEPING else np.float32) for c in self._columns}
+        row_bytes = sum(kinds[c.name].itemsize * int(np.prod(c.shape)) for c in self._columns)
+        if count * row_bytes > MAX_EPISODE_BYTES:
+            held = f"{count:,} rows of {row_bytes:,} bytes"
+            raise InputError(
+                f"{runs[0][0]}: an episode has {held}; the limit is {MAX_EPISODE_BYTES >> 20} MiB. Split it."
+            )
+        arrays = {c.name: np.empty((count, *c.shape), kinds[c.name]) for c in self._columns}
         at = 0
         for path, start, stop in runs if self._columns else ():
             if path != self._path or self._rows is None:

@@ -22,8 +22,6 @@ from embodied.datasets.lerobot_data import Column, Index, Layout, Numbers, check
 from embodied.datasets.lerobot_meta import Info, Table, as_line, looks_like_lerobot, read_info, read_table, read_tasks
 from embodied.datasets.source import Source, check_options
 
-MAX_EPISODE_BYTES = 1 << 28  # of one episode's numbers, which are held in memory
-
 
 def sniff(path: Path) -> bool:
     return looks_like_lerobot(path)
@@ -71,15 +69,11 @@ def read(path: Path, options: Mapping[str, Any]) -> Source:
     spec = _spec(info, layout, {**cameras.shapes, **shapes})
     numbers = Numbers(layout.columns())
     lengths = index.lengths()
-    row_bytes = sum(4 * int(np.prod(column.shape)) for column in layout.columns())
 
     def load(position: int) -> Episode:
         i = chosen[position]
         rows, episode = int(lengths[i]), int(index.episodes[i])
         source_id = f"{path.name}/episode {episode}"
-        if rows * row_bytes > MAX_EPISODE_BYTES:
-            held = f"{rows:,} rows of {row_bytes:,} bytes"
-            raise InputError(f"Episode '{source_id}' has {held}; the limit is {MAX_EPISODE_BYTES >> 20} MiB. Split it.")
         runs, arrays = _in_order(source_id, index.runs_of(i), numbers)
         times = arrays.get("timestamp")
         images: dict[str, np.ndarray | Frames] = dict(cameras.pictures(i, times, rows))

@@ -67,7 +67,9 @@ def read(path: Path, options: Mapping[str, Any]) -> Source:
             text = f"left out: {file} holds distances (one channel of more than 8 bits), not pictures"
             findings.append(Finding("episode-left-out", "warning", text))
             continue
-        findings += _damage(path, video)
+        if video.damage:
+            text = f"{_name(path, file)}: {video.damage}; what decodes is imported"
+            findings.append(Finding("frame-count", "warning", text, "It is truncated or damaged: copy it again."))
         videos.append(video)
     if not videos:
         raise InputError(f"{path}: none of {len(files)} video files can be read. {findings[0].message}")
@@ -123,18 +125,6 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
 def _name(root: Path, file: Path) -> str:
     name = file.name if file == root else file.relative_to(root).as_posix()
     return name.encode("utf-8", "replace").decode()  # a name on disk may be no text
-
-
-def _damage(root: Path, video: Video) -> list[Finding]:
-    """What a scan tells about a file that is cut off."""
-    name, number = _name(root, video.path), video.num_pictures
-    if video.damage:
-        text = f"{name}: {video.damage}; what decodes is imported"
-    elif video.claimed > number:
-        text = f"{name}: its header says {video.claimed:,} pictures, {number:,} are there"
-    else:
-        return []
-    return [Finding("frame-count", "warning", text, "The file is truncated or damaged: copy it again.")]
 
 
 def _common_shape(path: Path, videos: list[Video], size: tuple[int, int] | None) -> tuple[int, int, int]:

@@ -34,7 +34,6 @@ class Video:
         pts: (n,) int64, presentation times in ticks, ascending; None where the file has none: then order alone counts.
         tick: seconds per tick [s].
         num_pictures: n.
-        claimed: pictures that the file's header announces; 0: it does not say.
         is_depth: one channel of more than 8 bits: distances, not a picture for people.
         damage: where reading stopped or skipped; empty for a sound file.
     """
@@ -44,7 +43,6 @@ class Video:
     pts: np.ndarray | None
     tick: Fraction
     num_pictures: int
-    claimed: int
     is_depth: bool
     damage: str
 
@@ -62,14 +60,19 @@ def scan(path: Path) -> Video:
         MissingExtraError: PyAV is not installed.
     """
     pts: list[int | None] = []
+    held = 0
     first = None
     damage: list[str] = []
     with _open(path) as (container, stream):
         for packet in _packets(container, stream, damage):
+            held += bool(packet.size)
             if packet.size and not packet.is_discard:
                 pts.append(packet.pts)
             if first is None:
                 first = next(_frames_of(packet, damage), None)
+        # Other containers announce a length in time, or count pictures that were dropped while recording.
+        if container.format.name.startswith("mov") and stream.frames > held:
+            damage.append(f"its header says {stream.frames:,} pictures, {held:,} are there")
         return _video(path, stream, first, pts, damage)
 
 
@@ -222,14 +225,13 @@ def _video(path: Path, stream: Any, first: Any, pts: list[int | None], damage: l
         pts=np.array(times, np.int64) if timed else None,
         tick=Fraction(stream.time_base),
         num_pictures=len(times) if timed else len(pts),
-        claimed=stream.frames,
         is_depth=len(first.format.components) == 1 and first.format.components[0].bits > 8,
         damage=damage[0] if damage else "",
     )
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
-    if width <= 0 or height <= 0 or width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS:
         raise InputError(
             f"{path}: pictures of {width}x{height} pixels. The limit is {MAX_PIXELS:,} pixels: scale it down."
         )
