@@ -45,6 +45,7 @@ def touches(config: Pretrain) -> Touches:
 def pretrain(config: Pretrain, progress: Progress) -> dict[str, Any]:
     from embodied.contracts.provenance import provenance
     from embodied.datasets.goals import GoalSampler
+    from embodied.datasets.resident import frame_array
     from embodied.datasets.store import EpisodeStore
     from embodied.policies import icvf
     from embodied.policies.configure import configure
@@ -54,10 +55,12 @@ def pretrain(config: Pretrain, progress: Progress) -> dict[str, Any]:
     settings = configure(icvf.PRESETS, config.preset, config.settings, "pretrain")
     stores = [EpisodeStore(path) for path in config.stores]
     joined = JoinedStores(stores, config.camera)
-    frames = icvf.frame_array(joined, config.camera, config.out / "frames.raw")
+    if unseen := int((~joined.has_pictures).sum()):
+        progress.say(f"{unseen} episodes have no pictures of '{config.camera}' and are left out")
+    frames = frame_array(joined, config.camera, config.out)
     bundle = icvf.pretrain(
         frames,
-        GoalSampler(joined, seed=config.seed),
+        GoalSampler(joined, seed=config.seed, episodes=np.flatnonzero(joined.has_pictures)),
         settings,
         config.seed,
         config.steps,
@@ -96,6 +99,7 @@ class JoinedStores:
         offsets = self._offsets[:-1]
         self.episode_start = np.concatenate([s.episode_start + o for s, o in zip(stores, offsets, strict=True)])
         self.episode_length = np.concatenate([s.episode_length for s in stores])
+        self.has_pictures = np.concatenate([s.has_camera(camera) for s in stores])  # (E,) bool
 
     def frames(self, camera: str, start: int, stop: int) -> np.ndarray:
         """Frames `start` to `stop` of all stores together, (n, H, W, 3) uint8."""

@@ -153,16 +153,20 @@ def learning_data(store: Any, keys: tuple[str, ...], reward: str | None, value: 
     for key in keys:
         if key not in spec.observations:
             raise InputError(f"--keys: {store.path} has no observation '{key}'.{suggest(key, spec.observations)}")
-    embeddings = {}
+    seen, embeddings = np.ones(store.num_episodes, bool), {}
     if value is not None:
         camera = value.contract["camera"]
         embeddings[camera] = encode_frames(value, store, camera, progress=progress)
+        seen = store.has_camera(camera)
+        if unseen := int((~seen).sum()):
+            progress.say(f"{unseen} episodes have no pictures of '{camera}' and are left out")
     if not keys and not embeddings:
         raise InputError(f"{store.path} has no observation that a robot could know; give --encoder or --keys.")
     joints = spec.observations["joint_position"].names if "joint_position" in spec.observations else ()
     values = {key: observation_matrix(store, [key]) for key in keys}
-    observations, contract = policy_inputs(spec, values, embeddings, joints)
-    index = transitions(store, reward)
+    rows = None if seen.all() else np.flatnonzero(np.repeat(seen, store.episode_length))
+    observations, contract = policy_inputs(spec, values, embeddings, joints, rows)
+    index = transitions(store, reward).of_episodes(np.flatnonzero(seen))
     data = TransitionData(
         observations=observations,
         actions=store.read("action"),

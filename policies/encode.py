@@ -1,10 +1,12 @@
-"""Frames of a store through the frozen encoder of a value bundle."""
+"""Frames of a store through the frozen encoder of a value bundle, the next ones decoded in the background."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from embodied.contracts.errors import InputError, suggest
+from embodied.datasets.prefetch import Prefetcher
 from embodied.policies.bundle import ValueBundle
 from embodied.policies.loop import Progress
 
@@ -17,11 +19,9 @@ def encode_frames(
     Args:
         store: an `EpisodeStore`: `num_frames`, `spec.images`, `frames(camera, start, stop)`.
     """
-    _check_camera(store, camera)
     out = np.empty((store.num_frames, bundle.embedding_size), np.float32)
-    for start in range(0, store.num_frames, batch):
-        stop = min(start + batch, store.num_frames)
-        out[start:stop] = bundle.encode(np.asarray(store.frames(camera, start, stop)))
+    for start, stop, frames in _blocks(store, camera, batch):
+        out[start:stop] = bundle.encode(frames)
         if progress:
             progress(stop, store.num_frames, "encoding")
     return out
@@ -35,12 +35,10 @@ def value_of_frames(
     Args:
         goal: (H, W, 3) uint8, or several (G, H, W, 3): the mean of the values over the goals.
     """
-    _check_camera(store, camera)
     goals = bundle.encode(goal[None] if goal.ndim == 3 else goal)  # (G, D)
     out = np.empty(store.num_frames, np.float32)
-    for start in range(0, store.num_frames, batch):
-        stop = min(start + batch, store.num_frames)
-        s = bundle.encode(np.asarray(store.frames(camera, start, stop)))  # (B, D)
+    for start, stop, frames in _blocks(store, camera, batch):
+        s = bundle.encode(frames)  # (B, D)
         values = [bundle.value(s, np.repeat(g[None], len(s), 0)) for g in goals]
         out[start:stop] = np.mean(values, axis=0)
         if progress:
@@ -48,8 +46,19 @@ def value_of_frames(
     return out
 
 
-def _check_camera(store: Any, camera: str) -> None:
+def _blocks(store: Any, camera: str, batch: int) -> Iterator[tuple[int, int, np.ndarray]]:
+    """(start, stop, frames start to stop) of the whole store; one block is decoded while another is in use."""
     if camera not in store.spec.images:
         raise InputError(
             f"{getattr(store, 'path', 'The store')}: no camera '{camera}'.{suggest(camera, store.spec.images)}"
         )
+
+    def load(block: int) -> tuple[int, int, np.ndarray]:
+        start = block * batch
+        stop = min(start + batch, store.num_frames)
+        return start, stop, np.asarray(store.frames(camera, start, stop))
+
+    count = -(-store.num_frames // batch)
+    with Prefetcher(load, count, depth=1) as blocks:
+        for block in range(count):
+            yield blocks(block)

@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embodied.contracts.errors import InputError, StoreError
+from embodied.contracts.errors import InputError
+from embodied.datasets.draws import Stream, philox
+from embodied.datasets.prefetch import Prefetcher
 from embodied.policies.bundle import save_value
 from embodied.policies.configure import Count, Positive, Share, Sizes, WholeNumber
 from embodied.policies.loop import (
@@ -23,15 +25,11 @@ from embodied.policies.loop import (
     Progress,
     load_module,
     module_tensors,
-    philox,
     run_loop,
     update_target,
 )
 from embodied.policies.losses import icvf_advantage, icvf_loss, success_reward, td_target
 from embodied.policies.networks import EncoderConfig, ImageEncoder, MultilinearValue, generators
-
-MEMORY_LIMIT = 2 << 30  # bytes of frames kept in memory; more are decoded once into a file that the kernel pages
-AUGMENT_STREAM = 7  # of the step's Philox; the goal sampler draws from stream 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +97,11 @@ class ICVF:
     def __init__(self, config: ICVFConfig, seed: int, state_size: int | None = None, device: str = "cpu") -> None:
         """`state_size` None: images. Otherwise states (F, state_size), without an encoder."""
         self.config = config
-        self.device = torch.device(device)
-        self.online = ICVFNetwork(config, seed, state_size).to(self.device)
+        self.online = ICVFNetwork(config, seed, state_size).to(device)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.optimizer = Adam(self.online, config.learning_rate, config.epsilon)
 
-    def loss(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one batch and what to log.
 
         Reads: online network for V(s, g, z); target network for both bootstraps and the whole advantage.
@@ -126,7 +123,7 @@ class ICVF:
             y = td_target(reward_g, mask_g, target.combine(phi_next, psi_g, t), discount)  # (J, B)
             next_value_z, value_z = target.combine(phi_next, psi_z, t), target.combine(phi, psi_z, t)
             advantage = icvf_advantage(reward_z, mask_z, next_value_z, value_z, discount)  # (B,)
-        x = self.online.encoder(batch["observations"][: int(batch["online"])])
+        x = self.online.encoder(batch["observations"][: batch["online"]])
         value = self.online.heads(x[s], x[g], x[z])  # (J, B)
         loss = icvf_loss(value, y, advantage, self.config.expectile)
         metrics = {
@@ -137,7 +134,7 @@ class ICVF:
         }
         return loss, metrics
 
-    def update(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def update(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """One step: gradient at the old weights, target from the *old* online weights (as released), then Adam."""
         loss, metrics = self.loss(batch)
         gradients = torch.autograd.grad(loss, list(self.online.parameters()))
@@ -163,7 +160,7 @@ def gather(
     indices: Mapping[str, np.ndarray],
     crop_pad: int = 0,
     rng: np.random.Generator | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The batch of `ICVF.loss` from frames (F, H, W, 3) or states (F, D) and sampled indices.
 
     Without augmentation every frame is taken once, however often it occurs as s, s', g or z: a quarter less to encode.
@@ -188,8 +185,7 @@ def gather(
     batch = {name: torch.from_numpy(np.asarray(indices[name])) for name in ("frame", "goal", "intent")}
     batch["observations"] = torch.from_numpy(np.ascontiguousarray(images))
     batch["rows"] = torch.from_numpy(np.stack([frame, next_frame, goal, intent]).astype(np.int64))
-    batch["online"] = torch.tensor(online)
-    return batch
+    return {**batch, "online": online}
 
 
 def _crop(frames: np.ndarray, index: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarray:
@@ -201,31 +197,6 @@ def _crop(frames: np.ndarray, index: np.ndarray, pad: int, rng: np.random.Genera
     for n, (y, x) in enumerate(shift):
         out[n] = padded[n, y : y + height, x : x + width]
     return out
-
-
-def frame_array(store: Any, camera: str, cache: Path, limit: int = MEMORY_LIMIT) -> np.ndarray:
-    """All frames of a camera as one uint8 array (F, H, W, 3) for random reads, decoded once, 256 frames at a time.
-
-    In memory up to `limit` bytes; beyond that in the file `cache`, which the kernel pages, so memory stays bounded.
-
-    Args:
-        store: an `EpisodeStore`: `num_frames`, `spec.images`, `frames(camera, start, stop)`.
-    """
-    if camera not in store.spec.images:
-        raise InputError(f"{store.path}: no camera '{camera}'. It has: {', '.join(store.spec.images) or '(none)'}.")
-    shape = (store.num_frames, *store.spec.images[camera].shape)
-    try:
-        if int(np.prod(shape, dtype=np.int64)) <= limit:
-            array = np.empty(shape, np.uint8)
-        else:
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            array = np.memmap(cache, np.uint8, "w+", shape=shape)
-        for start in range(0, store.num_frames, 256):
-            stop = min(start + 256, store.num_frames)
-            array[start:stop] = store.frames(camera, start, stop)
-    except OSError as error:
-        raise StoreError(f"{cache}: could not keep the frames of '{camera}': {error.strerror or error}.") from error
-    return array
 
 
 def pretrain(
@@ -245,7 +216,7 @@ def pretrain(
     """Train an ICVF and write `<out>/bundle`, `<out>/metrics.jsonl` and a checkpoint; resumes what `out` holds.
 
     Args:
-        observations: (F, H, W, 3) uint8 frames (see `frame_array`) or (F, D) float32 states.
+        observations: (F, H, W, 3) uint8 frames (see `datasets.resident.frame_array`) or (F, D) float32 states.
         sampler: indices of s, s', g, z for each step.
         contract: kept in the bundle, for instance {"camera": ..., "dataset": ...}.
         provenance: kept in the bundle; a checkpoint made from other `inputs` in it is refused.
@@ -264,11 +235,10 @@ def pretrain(
         config = dataclasses.replace(config, encoder=encoder_config)
     learner = ICVF(config, seed, None if images else observations.shape[1], device)
 
-    def batch(step: int) -> dict[str, Tensor]:
+    def batch(step: int) -> dict[str, Any]:
         indices = sampler.sample(step, config.batch_size)
-        rng = philox(seed, step, AUGMENT_STREAM) if config.crop_pad else None
-        crop_pad = config.crop_pad if images else 0
-        return {k: v.to(learner.device) for k, v in gather(observations, indices, crop_pad, rng).items()}
+        rng = philox(seed, step, Stream.CROPS) if config.crop_pad else None
+        return gather(observations, indices, config.crop_pad if images else 0, rng)
 
     record = {**(provenance or {}), "seed": seed, "steps": steps}
     identity = {
@@ -280,7 +250,8 @@ def pretrain(
         "inputs": record.get("inputs", {}),
         "first_batch": {k: np.asarray(v).tolist() for k, v in sampler.sample(0, 8).items()},
     }
-    run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
+    with Prefetcher(batch, steps, device=device) as batches:
+        run_loop(learner, batches, steps, out, identity, log_every, checkpoint_every, progress)
     learner.online.cpu()
     encoder = learner.online.encoder
     kept = encoder if isinstance(encoder, ImageEncoder) else None

@@ -35,11 +35,6 @@ class Trainable(Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
-def philox(seed: int, step: int, stream: int = 0) -> np.random.Generator:
-    """The generator of one step: the same after a resume, whatever was drawn before. Streams do not overlap."""
-    return np.random.Generator(np.random.Philox(key=[seed, step], counter=[0, 0, 0, stream]))
-
-
 def run_loop(
     learner: Trainable,
     batch: Callable[[int], Any],

@@ -6,17 +6,16 @@ from typing import Any
 import numpy as np
 
 from embodied.contracts.errors import ConfigError, InputError, suggest
+from embodied.datasets.statistics import array_statistics
 
 STD_FLOOR = 1e-3  # in the key's own unit; CORL's epsilon. A joint that never moves must not be blown up by noise.
 
 
 def fit_statistics(array: np.ndarray) -> dict[str, np.ndarray]:
     """Mean and standard deviation of one key over frames: (F, D) -> {"mean", "std"} (D,) float32, std floored."""
-    if len(array) == 0:
-        raise InputError("Statistics of no frames: the selection is empty.")
-    flat = array.reshape(len(array), -1).astype(np.float64)
-    std = np.maximum(flat.std(0), STD_FLOOR)
-    return {"mean": flat.mean(0).astype(np.float32), "std": std.astype(np.float32)}
+    found = array_statistics(array, quantiles=False)
+    std = np.maximum(found.std, STD_FLOOR).reshape(-1)
+    return {"mean": found.mean.reshape(-1).astype(np.float32), "std": std.astype(np.float32)}
 
 
 def apply_statistics(array: np.ndarray, statistics: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -3,25 +3,21 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from embodied.contracts.batch import Batch
 from embodied.contracts.errors import ConfigError, InputError, suggest
 from embodied.contracts.specs import DatasetSpec
+from embodied.datasets.resident import transition_batches
 from embodied.policies import bc, iql
 from embodied.policies.bundle import PolicyContract, save_policy
 from embodied.policies.configure import configure
-from embodied.policies.loop import Progress, philox, run_loop
+from embodied.policies.loop import Progress, run_loop
 from embodied.policies.networks import ImageEncoder
 from embodied.policies.normalize import apply_statistics, fit_statistics, normalize_rewards
-
-BLOCK = 64  # steps whose indices are drawn at once, per seed
 
 # name -> learner, its configuration, its presets, the preset used when none is named
 LEARNERS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
@@ -39,7 +35,7 @@ class TransitionData:
         actions: (F, A) float32; learners clip them to [-1, 1], see `clipped_share`.
         frame, next_frame: (N,) int64 rows of the arrays above.
         reward: (N,) float32 as labelled; the learner's configuration says how it is normalised.
-        masks: (N,) float32, 1 - terminated.
+        masks: (N,) float32, 1 - terminated: what multiplies the bootstrap.
         episode: (N,) int64; needed by reward normalisation `return_range` only.
     """
 
@@ -178,7 +174,6 @@ def train(
             data.reward, config.reward_normalization, data.episode, config.reward_quantiles
         )
     learner = learner_class(config, seeds, data.observations.shape[1], data.actions.shape[1], steps, device)
-    batch = batch_sampler(data, reward, seeds, config.batch_size, device)
     identity = {
         "learner": learner_name,
         "config": dataclasses.asdict(config),
@@ -186,7 +181,8 @@ def train(
         "steps": steps,
         "data": data.fingerprint(),
     }
-    run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
+    with transition_batches(data, reward, seeds, config.batch_size, steps, device) as batch:
+        run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
     names = []
     if contract is not None:
         record = {**(provenance or {}), "steps": steps, "reward_normalization": reward_record}
@@ -226,35 +222,6 @@ def _save_bundles(
         actor = learner.actor_state(index)
         save_policy(out / name, actor, contract, settings, {**record, "seed": seed}, encoder, overwrite=True)
     return names
-
-
-def batch_sampler(
-    data: TransitionData, reward: np.ndarray, seeds: Sequence[int], batch_size: int, device: str = "cpu"
-) -> Callable[[int], Batch]:
-    """step -> batch (S, B, ...): each seed draws its own uniform transitions, a function of (seed, step) alone."""
-    observations = torch.as_tensor(data.observations, dtype=torch.float32, device=device)
-    actions = torch.as_tensor(data.actions, dtype=torch.float32, device=device)
-    frame, next_frame = torch.as_tensor(data.frame, device=device), torch.as_tensor(data.next_frame, device=device)
-    rewards = torch.as_tensor(reward, dtype=torch.float32, device=device)
-    masks = torch.as_tensor(data.masks, dtype=torch.float32, device=device)
-    block: dict[int, Tensor] = {}
-
-    def batch(step: int) -> Batch:
-        number = step // BLOCK
-        if number not in block:
-            block.clear()
-            draws = [philox(seed, number).integers(len(data.frame), size=(BLOCK, batch_size)) for seed in seeds]
-            block[number] = torch.as_tensor(np.stack(draws, 1), device=device)  # (BLOCK, S, B)
-        i = block[number][step % BLOCK]  # (S, B)
-        return {
-            "observations": observations[frame[i]],
-            "actions": actions[frame[i]],
-            "rewards": rewards[i],
-            "masks": masks[i],
-            "next_observations": observations[next_frame[i]],
-        }
-
-    return batch
 
 
 def _find(learner: str) -> tuple[Any, Any, dict[str, Any], str]:

@@ -2,17 +2,15 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from embodied.contracts.errors import ConfigError, InputError
-from embodied.contracts.specs import ArraySpec
 from embodied.policies.bundle import load_value
 from embodied.policies.configure import configure
-from embodied.policies.icvf import ICVF, PRESETS, ICVFConfig, frame_array, gather, pretrain
+from embodied.policies.icvf import ICVF, PRESETS, ICVFConfig, gather, pretrain
 from embodied.policies.losses import icvf_advantage, icvf_loss, success_reward, td_target
 from embodied.policies.networks import EncoderConfig, MultilinearValue
 
@@ -273,21 +271,3 @@ def test_states_without_an_encoder(tmp_path: Path) -> None:
     assert bundle.encoder is None
     assert bundle.embedding_size == 6
     assert bundle.value(states[:4], states[4:8]).shape == (4,)
-
-
-def test_frames_stay_in_memory_below_the_limit_and_in_a_file_above(tmp_path: Path) -> None:
-    frames = moving_square(30)
-    store = SimpleNamespace(
-        path="store",
-        num_frames=len(frames),
-        spec=SimpleNamespace(images={"side": ArraySpec((16, 16, 3), "uint8")}),
-        frames=lambda camera, start, stop: frames[start:stop],
-    )
-    small = frame_array(store, "side", tmp_path / "cache")
-    large = frame_array(store, "side", tmp_path / "cache", limit=1000)
-    assert not isinstance(small, np.memmap)
-    assert isinstance(large, np.memmap)
-    np.testing.assert_array_equal(small, frames)
-    np.testing.assert_array_equal(large, frames)
-    with pytest.raises(InputError, match=r"no camera 'wrist'.*side"):
-        frame_array(store, "wrist", tmp_path / "cache")

@@ -9,9 +9,9 @@ from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ArraySpec, DatasetSpec
 from embodied.datasets.episode import Episode
 from embodied.datasets.goals import GoalSampler
+from embodied.datasets.resident import frame_array
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.write_store import StoreWriter
-from embodied.policies.icvf import frame_array
 from embodied.pretrain import JoinedStores
 
 

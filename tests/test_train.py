@@ -15,12 +15,13 @@ import torch
 
 from embodied.contracts.errors import ConfigError, InputError, TrainingError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
+from embodied.datasets.resident import transition_batches
 from embodied.policies.bc import BCConfig
 from embodied.policies.bundle import PolicyContract, load_policy, save_policy
 from embodied.policies.iql import IQLConfig
-from embodied.policies.loop import philox, read_metrics
+from embodied.policies.loop import read_metrics
 from embodied.policies.networks import Actor, EncoderConfig, ImageEncoder, generators
-from embodied.policies.train import TransitionData, batch_sampler, make_config, policy_inputs, train
+from embodied.policies.train import TransitionData, make_config, policy_inputs, train
 
 torch.set_num_threads(1)
 SMALL = {"hidden_sizes": (16, 16), "batch_size": 16}
@@ -132,19 +133,6 @@ def test_the_share_of_steps_whose_action_is_clipped(tmp_path: Path) -> None:
     assert json.loads(summary.read_text())["clipped_share"] == pytest.approx(3 / 199)
 
 
-def test_batches_follow_the_indices() -> None:
-    data = small_data()
-    batch = batch_sampler(data, data.reward, [0, 1], 32)
-    first, again, other = batch(70), batch(70), batch(3)
-    assert torch.equal(first["actions"], again["actions"])
-    assert not torch.equal(first["actions"], other["actions"])
-    assert not torch.equal(first["actions"][0], first["actions"][1])
-    draws = philox(1, 1).integers(199, size=(64, 32))[70 - 64]
-    np.testing.assert_array_equal(first["observations"][1].numpy(), data.observations[data.frame[draws]])
-    np.testing.assert_array_equal(first["next_observations"][1].numpy(), data.observations[data.next_frame[draws]])
-    np.testing.assert_array_equal(first["rewards"][1].numpy(), data.reward[draws])
-
-
 def run_to_kill(out: Path, progress=None) -> None:
     config = make_config("iql", overrides=SMALL)
     train(
@@ -182,20 +170,18 @@ def test_killed_run_resumes_to_identical_files(tmp_path: Path) -> None:
 
 def test_nan_is_an_error_with_step_seed_and_checkpoint(tmp_path: Path) -> None:
     data, config = small_data(), make_config("bc", overrides={**SMALL, "learning_rate": 1e-3})
-    seen: list[int] = []
-
-    def poison(done: int, total: int, text: str) -> None:
-        seen.append(done)
-        if done == 20:
-            data.actions[:] = np.inf  # clipped: harmless
-            data.observations[:] = np.nan
-
+    with transition_batches(data, np.arange(199.0), [0, 1], 16, 60) as batch:  # a reward that numbers the transitions
+        drawn = np.stack([batch(step)["rewards"].numpy() for step in range(60)])  # (60, S, B)
+    first = {row: int((drawn == row).any((1, 2)).argmax()) for row in range(199)}
+    row, step = max(first.items(), key=lambda item: item[1])
+    assert 20 < step < 59
+    data.observations[row] = 3e38  # finite, and overflows in the network
     with pytest.raises(
-        TrainingError, match=r"not finite at step 21; the last good checkpoint is .*checkpoint"
+        TrainingError, match=rf"not finite at step {step + 1}; the last good checkpoint is .*checkpoint"
     ) as error:
-        train("bc", data, config, [0, 1], 60, tmp_path, log_every=10, checkpoint_every=20, progress=poison)
+        train("bc", data, config, [0, 1], 60, tmp_path, log_every=10, checkpoint_every=10)
     assert len(str(error.value).splitlines()) <= 3
-    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20]
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(10, step + 1, 10))
 
 
 def test_nan_without_checkpoint_names_the_seed(tmp_path: Path) -> None:

@@ -1,0 +1,195 @@
+"""Data where training reads it at random: transitions as one tensor on the device, frames as one array.
+
+A store compresses rows in chunks, so reading one row decodes many. What is drawn at random for a hundred thousand
+steps is therefore decoded once: low-dimensional transitions into one float32 tensor on the device, or beside it in
+memory where that is too small; frames into memory, or into a file above a limit. A cache of decoded chunks, which would
+decode on demand, is no way out: goals are drawn from the whole dataset, so it hits as often as it is large
+(benchmarks/sampling.py measures both).
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from embodied.contracts.batch import Batch
+from embodied.contracts.errors import InputError, StoreError, suggest
+from embodied.datasets.draws import Stream, philox
+from embodied.datasets.prefetch import Prefetcher
+
+if TYPE_CHECKING:  # a store is read without torch, which takes seconds to import
+    from torch import Tensor
+
+STEPS_AT_ONCE = 64  # steps whose transitions are drawn at once, per seed
+FRAMES_AT_ONCE = 256
+MEMORY_LIMIT = 2 << 30  # bytes of frames kept in memory; more are decoded once into a file that the kernel pages
+DEVICE_SHARE = 0.5  # of a GPU's free memory that transitions may take
+
+
+class TransitionArrays(Protocol):
+    """N transitions between F frames.
+
+    Attributes:
+        observations, actions: (F, D) and (F, A) float32.
+        frame, next_frame: (N,) int64 rows of these; a frame begins at most one transition.
+        masks: (N,) float32, what multiplies the bootstrap.
+    """
+
+    @property
+    def observations(self) -> np.ndarray: ...
+
+    @property
+    def actions(self) -> np.ndarray: ...
+
+    @property
+    def frame(self) -> np.ndarray: ...
+
+    @property
+    def next_frame(self) -> np.ndarray: ...
+
+    @property
+    def masks(self) -> np.ndarray: ...
+
+
+class ResidentTransitions:
+    """step -> uniform transitions out of one contiguous float32 table (F, D + A + 2) on a device.
+
+    A row is one frame: its observation, its action, and reward and mask of the step that begins there. A batch is two
+    gathers of rows; nothing comes from the host but the numbers of the transitions, for 64 steps at once.
+
+    Args:
+        rewards: (N,) float32, as the learner sees them.
+        seeds: each draws transitions of its own, a function of (seed, step) alone: the leading axis S of a batch.
+        batch_size: B.
+        device: where the table lies and the batches are made.
+
+    Raises:
+        InputError: two transitions that begin at one frame.
+    """
+
+    def __init__(
+        self, data: TransitionArrays, rewards: np.ndarray, seeds: Sequence[int], batch_size: int, device: str = "cpu"
+    ) -> None:
+        import torch
+
+        if (times := np.bincount(data.frame)).max(initial=0) > 1:
+            raise InputError(f"Frame {int(times.argmax())} begins more than one transition.")
+        self._d, self._a = data.observations.shape[1], data.actions.shape[1]
+        steps = np.zeros((len(data.observations), 2), np.float32)
+        steps[data.frame] = np.stack([rewards, data.masks], 1)
+        table = torch.empty((len(steps), self._d + self._a + 2), dtype=torch.float32, device=device)
+        parts = table.split([self._d, self._a, 2], 1)
+        for part, array in zip(parts, (data.observations, data.actions, steps), strict=True):
+            part.copy_(torch.as_tensor(array))
+        self._table = table
+        self._frame = torch.as_tensor(data.frame, device=device)
+        self._next_frame = torch.as_tensor(data.next_frame, device=device)
+        self._seeds, self._batch_size = tuple(seeds), batch_size
+        self._drawn: tuple[int, Tensor] | None = None
+
+    def __call__(self, step: int) -> Batch:
+        """The batch of a step, from 0: (S, B, ...) tensors on the device, views of the rows gathered."""
+        numbers = self._numbers(step)  # (S, B)
+        shape = (*numbers.shape, -1)
+        numbers = numbers.reshape(-1)
+        now = self._table.index_select(0, self._frame.index_select(0, numbers)).view(shape)
+        after = self._table.index_select(0, self._next_frame.index_select(0, numbers)).view(shape)
+        end = self._d + self._a
+        return {
+            "observations": now[..., : self._d],
+            "actions": now[..., self._d : end],
+            "rewards": now[..., end],
+            "masks": now[..., end + 1],
+            "next_observations": after[..., : self._d],
+        }
+
+    def _numbers(self, step: int) -> "Tensor":
+        import torch
+
+        block, place = divmod(step, STEPS_AT_ONCE)
+        if self._drawn is None or self._drawn[0] != block:
+            size = (STEPS_AT_ONCE, self._batch_size)
+            draws = [philox(s, block, Stream.BATCHES).integers(len(self._frame), size=size) for s in self._seeds]
+            numbers = torch.from_numpy(np.stack(draws, 1))  # (STEPS_AT_ONCE, S, B)
+            if self._table.device.type == "cuda":
+                numbers = numbers.pin_memory()
+            self._drawn = block, numbers.to(self._table.device, non_blocking=True)
+        return self._drawn[1][place]
+
+
+@contextlib.contextmanager
+def transition_batches(
+    data: TransitionArrays,
+    rewards: np.ndarray,
+    seeds: Sequence[int],
+    batch_size: int,
+    steps: int,
+    device: str = "cpu",
+    limit: int | None = None,
+) -> Iterator[Callable[[int], Batch]]:
+    """step -> batch on the device, for a `with` block: the table resident there where it fits, else in host memory.
+
+    From host memory, batches are gathered in the background, pinned, and copied without waiting. Both give the same
+    batches.
+
+    Args:
+        rewards, seeds, batch_size: see `ResidentTransitions`.
+        steps: of the run.
+        limit: bytes the table may take on the device; by default half of a GPU's free memory, and any size elsewhere.
+    """
+    if limit is None:
+        limit = _room(device)
+    needed = 4 * len(data.observations) * (data.observations.shape[1] + data.actions.shape[1] + 2)
+    if limit is None or needed <= limit:
+        yield ResidentTransitions(data, rewards, seeds, batch_size, device)
+    else:
+        with Prefetcher(ResidentTransitions(data, rewards, seeds, batch_size), steps, device=device) as batches:
+            yield batches
+
+
+def _room(device: str) -> int | None:
+    import torch
+
+    if torch.device(device).type != "cuda":
+        return None
+    return int(DEVICE_SHARE * torch.cuda.mem_get_info(device)[0])
+
+
+def frame_array(store: Any, camera: str, folder: Path, limit: int = MEMORY_LIMIT) -> np.ndarray:
+    """All frames of a camera as one uint8 array (F, H, W, 3) for random reads, decoded once, 256 frames at a time.
+
+    In memory up to `limit` bytes. Beyond that in a file in `folder`, of F H W 3 bytes, which the kernel keeps in memory
+    as far as there is room; the file has no name, so its space is free again when the process ends, however it ends.
+
+    Args:
+        store: an `EpisodeStore`: `num_frames`, `spec.images`, `frames(camera, start, stop)`.
+
+    Raises:
+        InputError: no such camera. StoreError: no space left in `folder`.
+    """
+    if camera not in store.spec.images:
+        raise InputError(f"{store.path}: no camera '{camera}'.{suggest(camera, store.spec.images)}")
+    shape = (store.num_frames, *store.spec.images[camera].shape)
+    starts = range(0, store.num_frames, FRAMES_AT_ONCE)
+    blocks = (store.frames(camera, start, min(start + FRAMES_AT_ONCE, store.num_frames)) for start in starts)
+    if int(np.prod(shape, dtype=np.int64)) <= limit:
+        array = np.empty(shape, np.uint8)
+        for start, block in zip(starts, blocks, strict=True):
+            array[start : start + len(block)] = block
+        return array
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Written, not mapped: a full disk is then an error, and no signal that ends the process without a word.
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for block in blocks:
+                file.write(np.ascontiguousarray(block).data)
+            file.flush()
+            return np.memmap(file, np.uint8, "r", shape=shape)
+    except OSError as error:
+        raise StoreError(
+            f"{folder}: could not keep {np.prod(shape) / 1e9:.1f} GB of frames of '{camera}': "
+            f"{error.strerror or error}."
+        ) from error
