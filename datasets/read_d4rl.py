@@ -19,20 +19,18 @@ from embodied.datasets.episode import Episode, end_flags, padded_last
 from embodied.datasets.finding import Finding
 from embodied.datasets.hdf5 import (
     NumberArray,
-    PictureForm,
     array_at,
     attributes,
     check_episode_bytes,
     find,
-    frames,
     group_at,
     is_hdf5,
     members,
     open_hdf5,
-    picture_form,
     readable,
     with_final_row,
 )
+from embodied.datasets.hdf5_pictures import PictureForm, frames, picture_form
 from embodied.datasets.source import Source, check_options
 
 REQUIRED = ("observations", "actions", "terminals")

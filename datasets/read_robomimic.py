@@ -28,16 +28,15 @@ from embodied.datasets.hdf5 import (
     attribute,
     check_episode_bytes,
     find,
-    frames,
     group_at,
     is_hdf5,
     members,
     open_hdf5,
-    picture_form,
     readable,
     texts,
     with_final_row,
 )
+from embodied.datasets.hdf5_pictures import frames, picture_form
 from embodied.datasets.source import Source, check_options
 
 USED = ("actions", "rewards", "dones", "obs", "next_obs")  # of a demo; what else it holds is listed
