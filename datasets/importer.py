@@ -12,6 +12,7 @@ from embodied.contracts.provenance import hash_file, provenance
 from embodied.datasets import (
     read_d4rl,
     read_lerobot,
+    read_minari,
     read_rlds,
     read_robomimic,
     read_robosuite,
@@ -33,6 +34,7 @@ FORMATS: dict[str, ModuleType] = {
     "rosbag2": read_rosbag,
     "rosbag1": read_rosbag1,
     "rlds": read_rlds,
+    "minari": read_minari,
     "lerobot": read_lerobot,
     "video": read_video,  # last: a recording of another format may hold videos
 }
