@@ -147,12 +147,12 @@ class VideoFiles:
             raise StoreError(f"{self._path} cannot be encoded: {error}.") from error
 
 
-def png(picture: np.ndarray) -> bytes:
+def png(picture: np.ndarray, doing: str = "Writing embedded pictures") -> bytes:
     """A picture (H, W, 3) uint8 as PNG."""
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingExtraError("pillow", "formats", "Writing embedded pictures") from error
+        raise MissingExtraError("pillow", "formats", doing) from error
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()

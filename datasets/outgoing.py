@@ -131,8 +131,8 @@ class Outgoing:
         """What the store has and `format` has no place for.
 
         Args:
-            holds: of `names`, `units`, `bounds`, `privileged`, `control`, `control_dt`, `environment`, `instruction`,
-                `success`: what the format can hold.
+            holds: of `names`, `units`, `bounds`, `the mark 'privileged'`, `control`, `control_dt`, `environment`,
+                `instruction`, `success`: what the format can hold.
         """
         spec = self.spec
         arrays = dict(spec.observations) | ({"action": spec.action} if spec.action else {})
@@ -140,7 +140,7 @@ class Outgoing:
             "names": lambda array: array.names,
             "units": lambda array: array.unit,
             "bounds": lambda array: array.low or array.high,
-            "privileged": lambda array: array.privileged,
+            "the mark 'privileged'": lambda array: array.privileged,
         }
         found = []
         for trait, has in traits.items():

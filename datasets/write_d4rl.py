@@ -6,15 +6,15 @@ a cut episode, as our own does.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from embodied.contracts.errors import InputError, suggest
 from embodied.datasets.episode import blocks_of
+from embodied.datasets.new_hdf5 import new_hdf5
 from embodied.datasets.outgoing import LeftOut, Outgoing, Progress, Steps, check_export_options, choice
 
 ROWS = 4096  # of a chunk
@@ -40,7 +40,7 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
     infos = _infos(outgoing, keys)
     total = int(outgoing.counts.sum())
     with_next = bool(outgoing.has_final.all())
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as (file, check):
         make = _Maker(file, total, None if compression == "none" else compression)
         if camera is None:
             width = sum(_width(outgoing, key) for key in keys)
@@ -66,13 +66,14 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
                 if following is not None:
                     following[start:stop] = matrix[1 : steps.count + 1]
             else:
-                _write_pictures(outgoing, steps, camera, start, observed, following)
+                _write_pictures(outgoing, steps, camera, start, observed, following, check)
             actions[start:stop] = steps.episode.action[: steps.count]  # type: ignore[index]
             rewards[start:stop] = 0.0 if steps.reward is None else steps.reward
             (terminals if steps.terminated else timeouts)[stop - 1] = True
             for key, dataset in extra.items():
                 dataset[start:stop] = steps.episode.observations[key][: steps.count]
             start = stop
+            check()
             progress(steps.number + 1, outgoing.store.num_episodes, "exporting")
     return _left_out(outgoing, keys, camera, dict(infos), with_next)
 
@@ -123,7 +124,13 @@ class _Maker:
 
 
 def _write_pictures(
-    outgoing: Outgoing, steps: Steps, camera: str, start: int, observed: Any, following: Any | None
+    outgoing: Outgoing,
+    steps: Steps,
+    camera: str,
+    start: int,
+    observed: Any,
+    following: Any | None,
+    check: Callable[[], None],
 ) -> None:
     row = 0
     for block in blocks_of(outgoing.pictures(steps, camera)):
@@ -134,6 +141,7 @@ def _write_pictures(
             first = start + max(0, row - 1)
             following[first : first + len(next_block)] = next_block
         row += len(block)
+        check()
 
 
 def _width(outgoing: Outgoing, key: str) -> int:
@@ -182,4 +190,4 @@ def _left_out(
         found.append(LeftOut("timestamps", "d4rl has no field for them"))
     if not outgoing.has_reward:
         found.append(LeftOut("absence of a reward", "zeros stand there, as the option reward=zero says"))
-    return found + outgoing.left_out({"privileged", "environment"}, "d4rl")
+    return found + outgoing.left_out({"the mark 'privileged'", "environment"}, "d4rl")

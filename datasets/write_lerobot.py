@@ -1,10 +1,11 @@
 """LeRobot v3.0: parquet rows, many episodes per file, pictures in mp4 or embedded in the rows as PNG.
 
 A row is a step; LeRobot has no row for a final observation, so none is written. `timestamp` is frame_index / fps, as
-LeRobot requires. `next.done`, its kinds `next.terminated` and `next.truncated`, `next.reward` and `next.success` stand on
-the step's own row.
+LeRobot requires. `next.done`, its kinds `next.terminated` and `next.truncated`, `next.reward` and `next.success` stand
+on the step's own row.
 """
 
+import contextlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -72,7 +73,9 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
     so_far: dict[str, dict[str, np.ndarray]] = {}
     waiting: list[dict[str, Any]] = []
     first = 0
-    try:
+    with contextlib.ExitStack() as opened:
+        for files in (rows, listed, *videos.values()):
+            opened.callback(files.close)
         for steps in outgoing.episodes():
             stats, place = _write_rows(outgoing, steps, rows, schema, features, tasks, fps, first)
             entry: dict[str, Any] = {
@@ -84,12 +87,12 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
                 "dataset_from_index": first,
                 "dataset_to_index": first + steps.count,
             }
-            for camera, files in videos.items():
+            for camera, video in videos.items():
                 key = _key(outgoing, camera, True)
                 statistics = PictureStatistics()
-                where = files.start_episode(steps.count)
+                where = video.start_episode(steps.count)
                 for picture in single_pictures(outgoing.pictures(steps, camera), steps.count):
-                    files.write(picture)
+                    video.write(picture)
                     statistics.add(picture)
                 stats[key] = statistics.result()
                 entry |= {f"videos/{key}/{name}": value for name, value in where.items()}
@@ -102,9 +105,6 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
                 _write_entries(listed, waiting)
                 waiting = []
             progress(steps.number + 1, outgoing.store.num_episodes, "exporting")
-    finally:
-        for files in (rows, listed, *videos.values()):
-            files.close()
     _write_tasks(path / "meta" / "tasks.parquet", tasks)
     stats_json = {key: {name: value.tolist() for name, value in of_key.items()} for key, of_key in so_far.items()}
     (path / "meta" / "stats.json").write_text(json.dumps(stats_json, indent=4))
@@ -378,8 +378,6 @@ def _left_out(outgoing: Outgoing, embedded: bool, codec: str, fps: Fraction) -> 
         found.append(LeftOut("exact pictures", f"{codec} video is lossy; --options images embedded keeps them"))
     if any(np.abs(times - np.arange(len(times)) / float(fps)).max(initial=0) > TOLERANCE for times in _times(outgoing)):
         found.append(LeftOut("timestamps as recorded", f"LeRobot's are frame_index / fps, at {float(fps):g} Hz"))
-    if spec.has_reward and spec.action is None:
-        found.append(LeftOut("rewards of frames without actions", "they are written as next.reward"))
     if scalars := [key for key, array in spec.observations.items() if array.shape == ()]:
         found.append(LeftOut(f"the shape () of {', '.join(scalars)}", "LeRobot has (1,) instead"))
     if renamed := [key for key in spec.observations if "/" in key]:

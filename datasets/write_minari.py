@@ -5,18 +5,19 @@ Minari wants N + 1 observations for N actions. An episode without a final observ
 reader takes either, and PNG loses nothing.
 """
 
-import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from embodied.contracts.errors import ConfigError, InputError, MissingExtraError
+from embodied.contracts.errors import ConfigError, InputError
 from embodied.contracts.specs import ArraySpec
+from embodied.datasets.lerobot_files import png
+from embodied.datasets.new_hdf5 import new_hdf5
 from embodied.datasets.outgoing import (
     LeftOut,
     Outgoing,
@@ -30,7 +31,6 @@ from embodied.datasets.outgoing import (
 VERSION = "0.5.3"  # of Minari, whose layout this is
 IDENTIFIER = re.compile(r"([-_\w]+/)*[-_\w]+-v\d+")
 PICTURE_SIDE = 32  # below it Minari takes a uint8 box for something else than a picture
-ROWS = 64  # pictures that are encoded at once
 
 
 def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: Progress) -> list[LeftOut]:
@@ -60,13 +60,13 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
         )
     data = path / "data"
     data.mkdir(parents=True)
-    with h5py.File(data / "main_data.hdf5", "w", track_order=True) as file:
+    with new_hdf5(data / "main_data.hdf5", track_order=True) as (file, check):
         number = 0
         for steps in outgoing.episodes():
             if counts[steps.number]:
                 group = file.create_group(f"episode_{number}")
                 group.attrs["id"] = number
-                _write_episode(outgoing, group, steps, int(counts[steps.number]))
+                _write_episode(outgoing, group, steps, int(counts[steps.number]), check)
                 number += 1
             progress(steps.number + 1, outgoing.store.num_episodes, "exporting")
     metadata = _metadata(outgoing, identifier) | {
@@ -78,7 +78,7 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
     return _left_out(outgoing, counts, cut, missing)
 
 
-def _write_episode(outgoing: Outgoing, group: Any, steps: Steps, count: int) -> None:
+def _write_episode(outgoing: Outgoing, group: Any, steps: Steps, count: int, check: Callable[[], None]) -> None:
     episode = steps.episode
     group.attrs["total_steps"] = count
     for name, value in (("instruction", episode.instruction), ("success", episode.success)):
@@ -98,30 +98,23 @@ def _write_episode(outgoing: Outgoing, group: Any, steps: Steps, count: int) -> 
         group["observations" if key == single else name] = episode.observations[key][rows]
     for camera, spec in outgoing.spec.images.items():
         name = "observations" if camera == single else f"observations/{camera}"
-        _write_pictures(outgoing, group, name, steps, camera, spec, count + 1)
+        pictures = single_pictures(outgoing.pictures(steps, camera), count + 1)
+        _write_pictures(group, name, pictures, spec, count + 1, check)
+    check()
 
 
 def _write_pictures(
-    outgoing: Outgoing, group: Any, name: str, steps: Steps, camera: str, spec: ArraySpec, rows: int
+    group: Any, name: str, pictures: Iterator[np.ndarray], spec: ArraySpec, rows: int, check: Callable[[], None]
 ) -> None:
     encoded = min(spec.shape[:2]) >= PICTURE_SIDE
     shape, dtype = ((rows,), h5py.vlen_dtype(np.uint8)) if encoded else ((rows, *spec.shape), np.dtype("uint8"))
     dataset = group.create_dataset(name, shape, dtype, chunks=None if encoded else (1, *spec.shape))
     row = -1
-    for row, picture in enumerate(single_pictures(outgoing.pictures(steps, camera), rows)):
-        dataset[row] = _png(picture) if encoded else picture
+    for row, picture in enumerate(pictures):
+        dataset[row] = np.frombuffer(png(picture, "Writing pictures for minari"), np.uint8) if encoded else picture
+        check()
     for missing in range(row + 1, rows):  # the repeated final observation
         dataset[missing] = dataset[row]
-
-
-def _png(picture: np.ndarray) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "formats", "Writing pictures for minari") from error
-    buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG", compress_level=3)
-    return np.frombuffer(buffer.getvalue(), np.uint8)
 
 
 def _single(outgoing: Outgoing) -> str | None:
@@ -137,7 +130,7 @@ def _metadata(outgoing: Outgoing, identifier: str) -> dict[str, Any]:
     spaces = {key: _box(array) for key, array in spec.observations.items() if not array.privileged}
     spaces |= {camera: _box(array) for camera, array in spec.images.items()}
     single = _single(outgoing)
-    space = {"type": "Dict", "subspaces": dict(sorted(spaces.items()))} if single is None else spaces[single]
+    space = _dict_space(spaces) if single is None else spaces[single]
     kept = outgoing.attributes.get("metadata")
     kept = kept if isinstance(kept, dict) else {}
     names = ("env_spec", "eval_env_spec", "algorithm_name", "author", "author_email", "code_permalink", "description")
@@ -148,6 +141,18 @@ def _metadata(outgoing: Outgoing, identifier: str) -> dict[str, Any]:
         "observation_space": json.dumps(space),
         "action_space": json.dumps(_box(spec.action)),
     }
+
+
+def _dict_space(spaces: Mapping[str, Any]) -> dict[str, Any]:
+    """Gymnasium's Dict; a slash in a key makes a Dict in it, as it makes a group in HDF5."""
+    root: dict[str, Any] = {"type": "Dict", "subspaces": {}}
+    for key, space in sorted(spaces.items()):
+        *groups, name = key.split("/")
+        node = root
+        for group in groups:
+            node = node["subspaces"].setdefault(group, {"type": "Dict", "subspaces": {}})
+        node["subspaces"][name] = space
+    return root
 
 
 def _box(spec: ArraySpec) -> dict[str, Any]:
@@ -198,7 +203,7 @@ def _left_out(outgoing: Outgoing, counts: np.ndarray, cut: np.ndarray, missing: 
         found.append(LeftOut("timestamps", "minari has no field for them"))
     if not outgoing.has_reward:
         found.append(LeftOut("absence of a reward", "zeros stand there, as the option reward=zero says"))
-    holds = {"bounds", "privileged"} | {"instruction", "success"}
+    holds = {"bounds", "the mark 'privileged'", "instruction", "success"}
     if "env_spec" in (outgoing.attributes.get("metadata") or {}):
         holds.add("environment")
     return found + outgoing.left_out(holds, "minari")

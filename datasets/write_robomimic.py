@@ -5,14 +5,14 @@
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from embodied.datasets.episode import blocks_of
+from embodied.datasets.new_hdf5 import new_hdf5
 from embodied.datasets.outgoing import LeftOut, Outgoing, Progress, Steps, check_export_options, choice
 
 ROBOSUITE, GYM = 1, 2  # robomimic's EnvType
@@ -32,20 +32,23 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
     compression = choice("robomimic", options, "compress", ("none", "gzip"))
     next_obs = choice("robomimic", options, "next_obs", ("all", "vectors", "none"))
     outgoing.require_actions("robomimic")
-    with h5py.File(path, "w") as file:
+    with new_hdf5(path) as (file, check):
         data = file.create_group("data")
         data.attrs["total"] = int(outgoing.counts.sum())
         data.attrs["env_args"] = json.dumps(_env_args(outgoing))
         for steps in outgoing.episodes():
             demo = data.create_group(f"demo_{steps.number}")
-            _write_demo(outgoing, demo, steps, None if compression == "none" else compression, next_obs)
+            _write_demo(outgoing, demo, steps, None if compression == "none" else compression, next_obs, check)
+            check()
             progress(steps.number + 1, outgoing.store.num_episodes, "exporting")
         for name, numbers in _filter_keys(outgoing).items():
             file[f"mask/{name}"] = np.array([f"demo_{number}" for number in numbers], dtype="S")
     return _left_out(outgoing, next_obs)
 
 
-def _write_demo(outgoing: Outgoing, demo: Any, steps: Steps, compression: str | None, next_obs: str) -> None:
+def _write_demo(
+    outgoing: Outgoing, demo: Any, steps: Steps, compression: str | None, next_obs: str, check: Callable[[], None]
+) -> None:
     episode, count = steps.episode, steps.count
     demo.attrs["num_samples"] = count
     if episode.success is not None:
@@ -87,6 +90,7 @@ def _write_demo(outgoing: Outgoing, demo: Any, steps: Steps, compression: str | 
                 begin, end = max(0, first - row), min(len(block), count + first - row)
                 if end > begin:
                     dataset[row + begin - first : row + end - first] = block[begin:end]
+            check()
 
 
 def _numbered(blocks: Iterator[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -50,6 +51,33 @@ def test_nothing_is_left_behind_when_the_disk_is_full(store, tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == []
     export_dataset(store.path, tmp_path / "out", format, options)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+REFUSED_BY_THE_SYSTEM = """
+import resource, sys
+from embodied.contracts.errors import StoreError
+from embodied.datasets.exporter import export_dataset
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for format, options in (
+    ("d4rl", {"keys": "front"}), ("robomimic", {}), ("minari", {}), ("lerobot", {"images": "embedded"}), ("lerobot", {})
+):
+    try:
+        export_dataset(sys.argv[1], sys.argv[2], format, options)
+    except StoreError as error:
+        print(error)
+"""
+
+
+def test_a_write_that_the_system_refuses_ends_in_a_line(tmp_path):
+    """HDF5 itself would crash the process when it ends: it cannot write back what it holds."""
+    spec = make_spec(("front",), side=64)
+    store = make_store(tmp_path / "store", spec, ((90, True, True),))
+    (tmp_path / "to").mkdir()
+    command = [sys.executable, "-c", REFUSED_BY_THE_SYSTEM, store.path, str(tmp_path / "to" / "out")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("No space left while writing") == 5
+    assert list((tmp_path / "to").iterdir()) == []
 
 
 @pytest.mark.parametrize("format", EXPORTERS)
