@@ -40,7 +40,7 @@ def clock_findings(episode: int, timestamp: np.ndarray, control_dt: float) -> It
             episode,
         )
         return
-    if still := int((steps == 0).sum()):
+    if still := int((steps < 1e-6).sum()):
         yield Finding(
             "clock-repeats",
             "warning",
@@ -100,7 +100,9 @@ def end_findings(episode: int, rows: Mapping[str, np.ndarray]) -> Iterator[Findi
             episode,
         )
     ends = np.flatnonzero(terminated | truncated)
-    if early := [int(row) for row in ends if row < len(valid) - 2 or (row == len(valid) - 2 and valid[-1])]:
+    # The row after an end is its final observation, unless it ends something itself.
+    last = len(valid) - (1 if len(ends) and ends[-1] == len(valid) - 1 else 2)
+    if early := [int(row) for row in ends if row < last]:
         yield Finding(
             "end-inside",
             "error",

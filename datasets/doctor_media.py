@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -71,8 +71,7 @@ def _episode(store: EpisodeStore, camera: str, episode: int, spacing: int, longe
             episode,
         )
         return
-    runs = _runs(store, name, start, at, samples)
-    for run in runs:
+    for run in _runs(store, name, start, at, samples):
         whole = run.first == 0 and run.last == length - 1 and length > 2
         if not whole and run.last - run.first < longest:
             continue
@@ -90,22 +89,36 @@ def _episode(store: EpisodeStore, camera: str, episode: int, spacing: int, longe
 
 def _runs(store: EpisodeStore, name: str, start: int, at: list[int], samples: dict[int, np.ndarray]) -> list[Run]:
     """Runs of identical pictures that hold at least two samples, to the frame."""
+
+    def same(rows: Iterable[int], picture: np.ndarray) -> int:
+        """How many of the rows show this picture before one shows another."""
+        count = 0
+        for row in rows:
+            if not np.array_equal(store.read(name, start + row, start + row + 1)[0], picture):
+                break
+            count += 1
+        return count
+
+    pairs = [
+        (before, after)
+        for before, after in itertools.pairwise(at)
+        if np.array_equal(samples[before], samples[after])
+        and same(range(before + 1, after), samples[before]) == after - before - 1
+    ]
     runs: list[Run] = []
-    for before, after in itertools.pairwise(at):
-        if not np.array_equal(samples[before], samples[after]):
-            continue
-        between = range(before + 1, after)
-        if any(
-            not np.array_equal(picture, samples[before])
-            for low in range(between.start, between.stop, 64)
-            for picture in store.read(name, start + low, start + min(low + 64, between.stop))
-        ):
-            continue
+    for before, after in pairs:
         if runs and runs[-1].last == before:
             runs[-1] = Run(runs[-1].first, after)
         else:
             runs.append(Run(before, after))
-    return runs
+    edges = {row: number for number, row in enumerate(at)}
+    return [
+        Run(
+            run.first - same(range(run.first - 1, at[max(0, edges[run.first] - 1)], -1), samples[run.first]),
+            run.last + same(range(run.last + 1, at[min(len(at) - 1, edges[run.last] + 1)]), samples[run.last]),
+        )
+        for run in runs
+    ]
 
 
 def _state_moves(store: EpisodeStore, start: int, stop: int) -> bool:

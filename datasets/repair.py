@@ -113,9 +113,10 @@ def _look_at(plan: Plan, store: EpisodeStore, episode: int, rows: dict[str, np.n
     elif store.spec.action is not None and not rows["step_valid"].any():
         plan.left_out[episode] = "short-episode"
     valid = rows["step_valid"]
-    for row in np.flatnonzero(rows["terminated"] | rows["truncated"]).tolist():
-        # A row without a valid step after the end is its final observation.
-        final = row + 1 < len(valid) and not valid[row + 1]
+    ended = rows["terminated"] | rows["truncated"]
+    for row in np.flatnonzero(ended).tolist():
+        # A row after the end without a valid step, or the very last one, is its final observation.
+        final = row + 1 < len(valid) and not ended[row + 1] and (not valid[row + 1] or row + 2 == len(valid))
         after = row + 2 if final else row + 1
         if after < len(valid):
             plan.cuts.setdefault(episode, {})[after] = "end-inside"
