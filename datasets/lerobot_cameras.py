@@ -60,8 +60,9 @@ def match(times: np.ndarray | None, rows: int, seconds: np.ndarray, start: float
     wanted = times + (start if math.isfinite(start) else 0.0)
     if not np.isfinite(wanted).all():
         raise InputError("timestamps that are no numbers")
-    nearest = np.clip(np.searchsorted(seconds, wanted), 1, max(1, len(seconds) - 1))
-    nearest = nearest - (wanted - seconds[nearest - 1] <= seconds[np.minimum(nearest, len(seconds) - 1)] - wanted)
+    after = np.minimum(np.searchsorted(seconds, wanted), len(seconds) - 1)
+    before = np.maximum(after - 1, 0)
+    nearest = np.where(wanted - seconds[before] <= seconds[after] - wanted, before, after)
     deviation = np.abs(seconds[nearest] - wanted).max()
     pairs = bool((np.diff(nearest) > 0).all())
     # Timestamps are float32 in the files: after twenty minutes their own steps are above LeRobot's tolerance.

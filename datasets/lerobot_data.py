@@ -176,7 +176,7 @@ def read_layout(info: Info, index: Index) -> Layout:
             layout.left_out[as_line(name)] = "neither an observation nor the action"
         else:
             layout.observations[key_of(name, layout.observations)] = column
-    media = {"video", "image"}
+    media = ("video", "image")
     gone = [key for key in info.features if key not in types and info.features[key].get("dtype") not in media]
     if gone := [as_line(key) for key in gone if key not in BOOKKEEPING]:
         text = f"info.json lists {', '.join(gone[:5])}, the data files have no such column ({len(gone)} in all)"

@@ -244,8 +244,9 @@ def _open(path: Path) -> Iterator[tuple[Any, Any]]:
         import av
     except ImportError as error:
         raise MissingExtraError("av", "formats", "Reading video") from error
-    check_mp4(path)
     limits = {"max_pixels": str(MAX_PIXELS)}
+    with _named(path):
+        check_mp4(path)
     with (
         _named(path),
         # `file:` because a name such as `take:1.mp4` would be taken for an address.

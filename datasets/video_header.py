@@ -49,10 +49,9 @@ def _boxes(file: BinaryIO, start: int, stop: int, depth: int) -> Iterator[tuple[
             wide = file.read(8)
             size = int.from_bytes(wide, "big")
             contents += 8
-        end = stop if size == 0 else start + size
-        if end <= start or contents > stop or not kind.isascii():
+        end = min(stop if size == 0 else start + size, stop)
+        if end < contents or not kind.isascii():
             return
-        end = min(end, stop)
         yield kind, contents, end
         if kind in HOLDERS and depth < MAX_DEPTH:
             yield from _boxes(file, contents, end, depth + 1)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+
+os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder prints its settings
 
 FPS = 10
 CHUNK = "chunk-{chunk_index:03d}/file-{file_index:03d}"

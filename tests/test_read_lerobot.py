@@ -205,6 +205,9 @@ def test_match_pairs_rows_and_pictures():
     paired = match(long.astype(np.float32).astype(float), len(long), long, -np.inf, np.inf)
     np.testing.assert_array_equal(paired.chosen, np.arange(len(long)))
     assert paired.deviation == 0
+    np.testing.assert_array_equal(match(tenths[:1], 1, tenths[:1], -np.inf, np.inf).chosen, [0])
+    with pytest.raises(InputError, match="1 pictures for 2 rows"):
+        match(tenths[:2], 2, tenths[:1], -np.inf, np.inf)
     # Every row finds a picture near it, but two rows the same one.
     with pytest.raises(InputError, match="3 pictures for 4 rows"):
         match(tenths[:4], 4, tenths[:4][[0, 1, 3]], -np.inf, np.inf)
