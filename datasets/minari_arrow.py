@@ -214,9 +214,9 @@ def _shape(field: Any, space: Space | None) -> tuple[tuple[int, ...], Any]:
         kind = kind.value_type
     if not is_number(kind):
         return (), None
-    said = re.fullmatch("[0-9]{1,9}(,[0-9]{1,9})*", (field.metadata or {}).get(b"shape", b"").decode(errors="replace"))
-    for shape in (space.shape if space else None, tuple(map(int, said[0].split(","))) if said else None):
+    parts = list(filter(None, (field.metadata or {}).get(b"shape", b"-").split(b",")))
+    said = tuple(map(int, parts)) if all(re.fullmatch(b"[0-9]{1,9}", part) for part in parts) else None
+    for shape in (space.shape if space else None, said):
         if sizes and shape is not None and math.prod(shape) == math.prod(sizes):
             return shape, kind
-    # An array of no axes is a list of one: Box(shape=()) and infos that are numbers of NumPy.
     return tuple(sizes), kind
