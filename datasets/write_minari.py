@@ -2,7 +2,7 @@
 
 Minari wants N + 1 observations for N actions. An episode without a final observation gives up its last action, or, with
 `missing_final=repeat`, gets its last observation twice. Pictures are PNG where Minari itself would write JPEG: its
-reader takes either, and PNG loses nothing.
+reader takes either, and PNG loses nothing. The task's words become a text observation, success `infos/success`.
 """
 
 import json
@@ -28,6 +28,7 @@ from embodied.datasets.outgoing import (
     single_pictures,
 )
 
+INSTRUCTION, SUCCESS = "instruction", "info_success"
 VERSION = "0.5.3"  # of Minari, whose layout this is
 IDENTIFIER = re.compile(r"([-_\w]+/)*[-_\w]+-v\d+")
 PICTURE_SIDE = 32  # below it Minari takes a uint8 box for something else than a picture
@@ -81,9 +82,6 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
 def _write_episode(outgoing: Outgoing, group: Any, steps: Steps, count: int, check: Callable[[], None]) -> None:
     episode = steps.episode
     group.attrs["total_steps"] = count
-    for name, value in (("instruction", episode.instruction), ("success", episode.success)):
-        if value not in (None, ""):
-            group.attrs[name] = value
     assert episode.action is not None
     group["actions"] = episode.action[:count]
     group["rewards"] = np.zeros(count, np.float32) if steps.reward is None else steps.reward[:count]
@@ -96,6 +94,11 @@ def _write_episode(outgoing: Outgoing, group: Any, steps: Steps, count: int, che
     for key, spec in outgoing.spec.observations.items():
         name = f"infos/{key.removeprefix('info_')}" if spec.privileged else f"observations/{key}"
         group["observations" if key == single else name] = episode.observations[key][rows]
+    if _has_instruction(outgoing):
+        texts = np.full(count + 1, episode.instruction, object)
+        group.create_dataset(f"observations/{INSTRUCTION}", data=texts, dtype=h5py.string_dtype())
+    if episode.success is not None and SUCCESS not in outgoing.spec.observations:
+        group["infos/success"] = (np.arange(count + 1) == count) & episode.success
     for camera, spec in outgoing.spec.images.items():
         name = "observations" if camera == single else f"observations/{camera}"
         pictures = single_pictures(outgoing.pictures(steps, camera), count + 1)
@@ -117,10 +120,19 @@ def _write_pictures(
         dataset[missing] = dataset[row]
 
 
+def _has_instruction(outgoing: Outgoing) -> bool:
+    """Whether the task's words are written as an observation: Minari has no other place for them."""
+    return any(outgoing.store.instructions) and INSTRUCTION not in outgoing.spec.observations
+
+
 def _single(outgoing: Outgoing) -> str | None:
     """The only observation where it is called as readers call an unnamed one: its space is a Box, no Dict."""
     spec = outgoing.spec
-    keys = [*(key for key, array in spec.observations.items() if not array.privileged), *spec.images]
+    keys = [
+        *[INSTRUCTION] * _has_instruction(outgoing),
+        *(key for key, array in spec.observations.items() if not array.privileged),
+        *spec.images,
+    ]
     return keys[0] if keys in (["observation"], ["image"]) else None
 
 
@@ -130,11 +142,14 @@ def _metadata(outgoing: Outgoing, identifier: str) -> dict[str, Any]:
     spaces = {key: _box(array) for key, array in spec.observations.items() if not array.privileged}
     spaces |= {camera: _box(array) for camera, array in spec.images.items()}
     single = _single(outgoing)
+    if _has_instruction(outgoing):
+        characters = "".join(sorted(set("".join(outgoing.store.instructions))))
+        longest = max(map(len, outgoing.store.instructions))
+        spaces[INSTRUCTION] = {"type": "Text", "max_length": longest, "min_length": 0, "charset": characters}
     space = _dict_space(spaces) if single is None else spaces[single]
     kept = outgoing.attributes.get("metadata")
     kept = kept if isinstance(kept, dict) else {}
-    names = ("env_spec", "eval_env_spec", "algorithm_name", "author", "author_email", "code_permalink", "description")
-    return {key: kept[key] for key in names if key in kept} | {
+    return {key: kept[key] for key in ("algorithm_name", "code_permalink") if isinstance(kept.get(key), str)} | {
         "dataset_id": identifier,
         "minari_version": VERSION,
         "data_format": "hdf5",
@@ -203,7 +218,6 @@ def _left_out(outgoing: Outgoing, counts: np.ndarray, cut: np.ndarray, missing: 
         found.append(LeftOut("timestamps", "minari has no field for them"))
     if not outgoing.has_reward:
         found.append(LeftOut("absence of a reward", "zeros stand there, as the option reward=zero says"))
-    holds = {"bounds", "the mark 'privileged'", "instruction", "success"}
-    if "env_spec" in (outgoing.attributes.get("metadata") or {}):
-        holds.add("environment")
-    return found + outgoing.left_out(holds, "minari")
+    if INSTRUCTION in spec.observations and any(store.instructions):
+        found.append(LeftOut("instructions", f"an observation is called '{INSTRUCTION}'"))
+    return found + outgoing.left_out({"bounds", "the mark 'privileged'", "instruction", "success"}, "minari")

@@ -44,7 +44,7 @@ def make_spec(cameras=("front", "wrist"), reward=True, action=True, side=SIDE):
     )
 
 
-def make_episode(spec, index, steps, final=True, terminated=False, missing=()):
+def make_episode(spec, index, steps, final=True, terminated=False, missing=(), instruct=True):
     random = np.random.default_rng(index)
     rows = steps + final
     step_valid, ended, truncated = end_flags(steps, rows, terminated)
@@ -65,7 +65,7 @@ def make_episode(spec, index, steps, final=True, terminated=False, missing=()):
         truncated=truncated if spec.action else np.zeros(rows, bool),
         timestamp=np.arange(rows) * 0.1,
         reward=padded_last(random.uniform(0, 1, steps).astype(np.float32), rows) if spec.has_reward else None,
-        instruction=TASKS[index % 3],
+        instruction=TASKS[index % 3] if instruct else "",
         success=terminated,
         source_id=f"made/{index}",
     )
