@@ -35,6 +35,7 @@ from embodied.datasets.source import Source
 
 CHUNK, COMMAND, POSE_PREFIX = "/bridge/chunk", "/bridge/command", "/sim/pose/"
 MEASURED = ("joint_position", "joint_velocity", "gripper_position")
+MAX_ROWS = 5_000_000  # of an episode; more is a damaged stamp
 MAX_GAP = 1.5  # control periods between two rows; a longer silence is not a step
 MAX_AGE_S = 0.3  # a row whose newest sample of some topic is older [s] is not a step
 
@@ -215,6 +216,8 @@ def _clock(bag: Bag, commands: Series, control_dt: float) -> _Clock:
     else:
         period = round(control_dt * 1e9)
         sent = commands.log_ns[(commands.log_ns >= begin) & (commands.log_ns <= end)]
+        if len(sent) and (sent[-1] - sent[0]) // max(1, period) > MAX_ROWS:
+            raise InputError(f"Episode '{bag.path.name}': its commands claim to span {sent[0]} to {sent[-1]} ns.")
         grid = np.arange(sent[0] - period // 2, sent[-1], period) if len(sent) else np.zeros(0, np.int64)
         clock = _Clock(grid, grid, [""] * len(grid))
     if len(clock.stamps) < 1:

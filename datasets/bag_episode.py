@@ -21,7 +21,7 @@ from embodied.datasets.bag_times import Timeline
 from embodied.datasets.episode import Episode
 
 MAX_GAP = 1.5  # periods of the clock between two rows; a longer silence is not a step
-MAX_ROWS = 50_000_000
+MAX_ROWS = 5_000_000  # of an episode; more is a damaged stamp
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,6 +69,8 @@ def _mcap_chunk(payload: bytes, tables: _McapTables, wanted: Set[str] | None) ->
                 raise BrokenRecord("a chunk ends in the middle of a record")
             opcode, size = view[at], int.from_bytes(view[at + 1 : at + 9], "little")
             at += 9
+            if opcode not in (_SCHEMA, _CHANNEL, _MESSAGE):
+                raise BrokenRecord(f"a chunk holds a record of type {opcode}, which none may")
             if at + size > len(view):
                 raise BrokenRecord("a record in a chunk claims more bytes than the chunk has")
             yield from _mcap_record(opcode, view[at : at + size], tables, wanted)

@@ -41,7 +41,8 @@ def _sqlite(path: Path, name: Path, immutable: bool, wanted: Set[str] | None) ->
         ) as connection:
             connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_RECORD)
             connection.text_factory = lambda text: text.decode(errors="replace")
-            for pragma in ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON"):
+            # writable_schema: without it SQLite opens no file that is shorter than its head says. Nothing is written.
+            for pragma in ("trusted_schema=OFF", "query_only=ON", "cell_size_check=ON", "writable_schema=ON"):
                 connection.execute(f"PRAGMA {pragma}")
             topics = _sqlite_topics(connection, name)
             yield from topics.values()

@@ -105,14 +105,22 @@ def numbers(message: Any, path: str) -> np.ndarray:
             if not isinstance(value, (list, np.ndarray)) or not -len(value) <= int(part) < len(value):
                 return np.zeros(0)  # this message has fewer
             value = value[int(part)]
-        elif hasattr(value, part) and dataclasses.is_dataclass(value):
-            value = getattr(value, part)
         else:
-            fields = [field.name for field in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+            fields = _field_names(type(value))
+            if part in fields:
+                value = getattr(value, part)
+                continue
             raise InputError(f"has no field '{part}' in '{path}'.{suggest(part, fields)}")
     out: list[float] = []
     _flatten(value, path, out)
     return np.array(out)
+
+
+@functools.cache
+def _field_names(kind: type) -> list[str]:
+    """Fields of a message, without its constants: rosbags declares those with a ClassVar that is never evaluated."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return [field.name for field in fields if "ClassVar" not in str(field.type)]
 
 
 def _flatten(value: Any, path: str, out: list[float]) -> None:
@@ -128,10 +136,10 @@ def _flatten(value: Any, path: str, out: list[float]) -> None:
     elif isinstance(value, list):
         for item in value:
             _flatten(item, path, out)
-    elif dataclasses.is_dataclass(value):
-        for field in dataclasses.fields(value):
-            if not (path == "" and field.name == "header") and "ClassVar" not in str(field.type):
-                _flatten(getattr(value, field.name), path, out)
+    elif names := _field_names(type(value)):
+        for name in names:
+            if path or name != "header":
+                _flatten(getattr(value, name), path, out)
     elif path or not isinstance(value, str):
         raise InputError(f"holds no numbers in '{path or 'its fields'}' but {type(value).__name__}")
     if len(out) > MAX_NUMBERS:
