@@ -1,7 +1,9 @@
 """Import recordings of any known format into an EpisodeStore."""
 
+import contextlib
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +24,7 @@ from embodied.datasets import (
 )
 from embodied.datasets.episode import Episode
 from embodied.datasets.finding import Finding
+from embodied.datasets.location import local_copy, location
 from embodied.datasets.source import Source
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.write_store import StoreWriter
@@ -38,6 +41,7 @@ FORMATS: dict[str, ModuleType] = {
     "lerobot": read_lerobot,
     "video": read_video,  # last: a recording of another format may hold videos
 }
+RECORDING_SUFFIXES = (".hdf5", ".h5", ".mcap", ".db3", ".bag")
 
 
 def import_dataset(
@@ -55,6 +59,7 @@ def import_dataset(
     An episode that cannot be used is left out, and the store's findings say which and why.
 
     Args:
+        source, destination: local paths or fsspec URLs; a remote source is copied to the cache folder first.
         format: a key of `FORMATS`; None to recognise it.
         options: for the reader; each reader's `read` says which it takes.
         progress: called with (episodes done, episodes in all, text).
@@ -65,41 +70,44 @@ def import_dataset(
         InputError: `source` is absent, of no known format, damaged, or has no episode that can be learned from.
         StoreError: `destination` exists, or the disk refuses.
     """
-    path = Path(source)
-    if not path.exists():
-        raise InputError(f"{path} does not exist.")
-    name = recognise(path) if format is None else format
-    if name not in FORMATS:
-        raise InputError(f"Format '{name}' is unknown.{suggest(name, FORMATS)}")
-    recording = without_keys(FORMATS[name].read(path, options or {}), drop_keys)
-    record = provenance(
-        "data import",
-        {
-            "format": name,
-            "options": {key: str(value) for key, value in (options or {}).items()},
-            "drop_keys": sorted(drop_keys),
-            "strict": strict,
-        },
-        {"source": hash_source(path)},
-        source_attributes=recording.attributes,
-    )
-    writer = StoreWriter(destination, recording.spec, record, source=str(path), licence=licence)
-    for index in range(recording.num_episodes):
+    with local_copy(source) as path:
+        if not path.exists():
+            raise InputError(f"{path} does not exist.")
+        name = recognise(path) if format is None else format
+        if name not in FORMATS:
+            raise InputError(f"Format '{name}' is unknown.{suggest(name, FORMATS)}")
+        recording = without_keys(FORMATS[name].read(path, options or {}), drop_keys)
+        record = provenance(
+            "data import",
+            {
+                "format": name,
+                "options": {key: str(value) for key, value in (options or {}).items()},
+                "drop_keys": sorted(drop_keys),
+                "strict": strict,
+            },
+            {"source": hash_source(path)},
+            source_attributes=recording.attributes,
+        )
+        writer = StoreWriter(destination, recording.spec, record, source=location(source), licence=licence)
         try:
-            if not writer.has(index):
-                writer.write_episode(index, recording.load(index))
-        except InputError as error:
-            if strict:
-                # Resuming would meet the same episode again, and a mended source is another one.
-                writer.abandon()
-                raise
-            writer.skip_episode(index, skipped(index, error))
-        progress(index + 1, recording.num_episodes, "importing")
+            for index in range(recording.num_episodes):
+                if not writer.has(index):
+                    _stage(writer, index, recording.load, strict)
+                progress(index + 1, recording.num_episodes, "importing")
+            return writer.finish(recording.num_episodes, recording.findings)
+        except InputError:
+            # Resuming would meet the same episode again, and a mended source is another one.
+            writer.abandon()
+            raise
+
+
+def _stage(writer: StoreWriter, index: int, load: Callable[[int], Episode], strict: bool) -> None:
     try:
-        return writer.finish(recording.num_episodes, recording.findings)
-    except InputError:
-        writer.abandon()
-        raise
+        writer.write_episode(index, load(index))
+    except InputError as error:
+        if strict:
+            raise
+        writer.skip_episode(index, skipped(index, error))
 
 
 def skipped(index: int, error: InputError) -> Finding:
@@ -133,11 +141,36 @@ def without_keys(recording: Source, drop: Sequence[str]) -> Source:
 
 
 def recognise(path: Path) -> str:
-    """The format of `path`. Raises InputError when there is none or the file is damaged."""
-    for name, reader in FORMATS.items():
-        if reader.sniff(path):
-            return name
+    """The format of `path`. Raises InputError when there is none, or when it is a folder of several recordings."""
+    found = next((name for name, reader in FORMATS.items() if reader.sniff(path)), None)
+    # A folder of LeRobot datasets holds videos too, but is no folder of videos.
+    if found is not None and not (found == "video" and path.is_dir()):
+        return found
+    if inside := _recordings_inside(path):
+        names = [f"{name} ({format})" for name, format in list(inside.items())[:3]]
+        more = f" and {len(inside) - 3} more" if len(inside) > 3 else ""
+        raise InputError(f"{path} is a folder of recordings: {', '.join(names)}{more}.\nImport one of them at a time.")
+    if found is not None:
+        return found
     raise InputError(f"{path} is of no format known here. Known: {', '.join(FORMATS)}.\nName one with --format.")
+
+
+def _recordings_inside(path: Path) -> dict[str, str]:
+    """Recordings in a folder and its sub-folders, not videos: path below it -> format. Looks at 1,000 entries."""
+    inside: dict[str, str] = {}
+    if not path.is_dir():
+        return inside
+    for entry in itertools.islice(sorted(path.rglob("*")), 1000):
+        below = entry.relative_to(path).as_posix()
+        if any(below.startswith(f"{known}/") for known in inside):
+            continue
+        if entry.is_dir() or entry.suffix.lower() in RECORDING_SUFFIXES:
+            for name, reader in FORMATS.items():
+                with contextlib.suppress(InputError):
+                    if name != "video" and reader.sniff(entry):
+                        inside[below] = name
+                        break
+    return inside
 
 
 def hash_source(path: Path) -> str:

@@ -1,5 +1,6 @@
 from typing import Any
 
+import fsspec
 import h5py
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_unknown_things_are_named(tmp_path):
     with pytest.raises(InputError, match=r"absent\.hdf5 does not exist"):
         import_dataset(tmp_path / "absent.hdf5", tmp_path / "s")
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(InputError, match=r"of no format known here\. Known: robomimic, d4rl"):
+    with pytest.raises(InputError, match=r"of no format known here\. Known: robosuite, robomimic, d4rl"):
         import_dataset(tmp_path / "notes.txt", tmp_path / "s")
     with pytest.raises(InputError, match=r"'d4lr' is unknown. Did you mean 'd4rl'\?"):
         import_dataset(make_d4rl(tmp_path / "d.hdf5"), tmp_path / "s", format="d4lr")
@@ -91,8 +92,8 @@ def test_a_bad_episode_is_left_out_and_listed(tmp_path):
     store = import_dataset(path, tmp_path / "s")
     assert store.source_ids == ["d.hdf5/episode 0", "d.hdf5/episode 1"]
     assert store.read("observation/observation")[:, 0].tolist() == list(range(8))
-    (finding,) = store.findings
-    assert (finding.check, finding.severity, finding.episode) == ("episode-left-out", "error", 2)
+    (finding,) = (found for found in store.findings if found.check == "episode-left-out")
+    assert (finding.severity, finding.episode) == ("error", 2)
     assert "'action' holds nan at index (1, 0)" in finding.message
 
 
@@ -122,6 +123,30 @@ def test_dropped_keys_are_not_in_the_store(tmp_path):
     assert list(import_dataset(path, tmp_path / "s", drop_keys=["info_noise"]).spec.observations) == ["observation"]
     with pytest.raises(InputError, match=r"no 'noise'. Did you mean 'info_noise'\?"):
         import_dataset(path, tmp_path / "t", drop_keys=["noise"])
+
+
+def test_a_folder_of_recordings_names_them(tmp_path):
+    (tmp_path / "sets" / "a").mkdir(parents=True)
+    make_d4rl(tmp_path / "sets" / "a" / "one.hdf5")
+    make_d4rl(tmp_path / "sets" / "two.hdf5")
+    (tmp_path / "sets" / "clip.mp4").write_bytes(b"")  # a video beside them makes it no folder of videos
+    with pytest.raises(
+        InputError, match=r"folder of recordings: a/one\.hdf5 \(d4rl\), two\.hdf5 \(d4rl\)\.\nImport one"
+    ):
+        import_dataset(tmp_path / "sets", tmp_path / "s")
+
+
+def test_a_url_is_imported_as_the_file_would_be(tmp_path, monkeypatch):
+    monkeypatch.setenv("EMBODIED_CACHE", str(tmp_path / "cache"))
+    path = make_d4rl(tmp_path / "d.hdf5")
+    url = "memory://test-importer/d.hdf5"
+    fsspec.filesystem("memory").pipe_file("/test-importer/d.hdf5", path.read_bytes())
+    store = import_dataset(url, tmp_path / "s")
+    assert store.fingerprint == import_dataset(path, tmp_path / "local").fingerprint
+    assert store.attributes["source"] == url
+    assert not any((tmp_path / "cache").iterdir())
+    with pytest.raises(StoreError, match=r"memory://test-importer/none does not exist"):
+        import_dataset("memory://test-importer/none", tmp_path / "t")
 
 
 def test_hash_of_a_folder_sees_names_and_bytes(tmp_path):
