@@ -11,21 +11,23 @@ import zarr
 
 from embodied.contracts.errors import LabelError
 from embodied.contracts.provenance import hash_json
+from embodied.datasets.location import Upload, is_remote, local_place
 from embodied.datasets.staging import Staging
 from embodied.datasets.store import EpisodeStore, Label
 from embodied.datasets.write_arrays import ArrayStream
 
-REQUIRED_PROVENANCE = ("labeller", "config", "dataset_fingerprint", "code_version")
+PASS = ("labeller", "config", "dataset_fingerprint")
+REQUIRED_PROVENANCE = (*PASS, "code_version")
 
 
 class LabelWriter:
     """Writes the label set `name` of a store.
 
-    Finished blocks wait in `<store>.labels-partial/<name>/`; a killed pass resumes at the first missing one and ends
-    with arrays byte-identical to an uninterrupted one's.
+    Finished blocks wait in `<store>.labels-partial/<name>/`, of a remote store in the cache; a killed pass resumes
+    at the first missing one and ends with arrays byte-identical to an uninterrupted one's.
 
     Args:
-        store: a store in a local folder.
+        store: local or remote.
         name: letters, digits, `_`, `-`, `.`.
         provenance: must have `labeller`, `config`, `dataset_fingerprint`, `code_version`; the first three decide
             whether blocks found on disk belong to the same pass.
@@ -47,22 +49,32 @@ class LabelWriter:
             raise LabelError(f"Label set '{name}' is refused: its provenance names another dataset than {store.path}.")
         if alignment not in ("post", "pre"):
             raise LabelError(f"Alignment '{alignment}' is unknown. Valid: post, pre.")
-        if "://" in store.path:
-            raise LabelError(f"{store.path} is remote; label sets are written to local stores only.")
         self.store, self.name, self.block = store, name, block
         self._attributes = {"provenance": dict(provenance), "alignment": alignment}
-        keys = ("labeller", "config", "dataset_fingerprint")
-        job = hash_json([{key: provenance[key] for key in keys}, block, alignment])
-        self.staging = Path(f"{store.path}.labels-partial") / name
-        self.path = Path(store.path) / "labels" / name
-        # Killed between the last rename and the removal of the staging folder: the labels are whole, only tidy up.
+        job = hash_json([{key: provenance[key] for key in PASS}, block, alignment])
+        place = f"{store.path}/labels/{name}"
+        self._upload = Upload(place, job, "label set") if is_remote(store.path) else None
+        self.path = local_place(place) if self._upload else Path(place)
+        self.staging = (
+            self.path.with_name(self.path.name + ".partial")
+            if self._upload
+            else Path(f"{store.path}.labels-partial") / name
+        )
+        # Killed between the last rename or upload and the removal of the staging folder: it is whole, only tidy up.
         self._staging = Staging(self.staging, job, "label set", LabelError)
         self._renamed = self.path.exists() and self._staging.belongs()
-        if self.path.exists() and not self._renamed:
+        there = self._upload.attributes() if self._upload else None
+        self._sent = there is not None and self._staging.belongs() and _same_pass(there, self._attributes)
+        taken, done = (there is not None, self._sent) if self._upload else (self.path.exists(), self._renamed)
+        if taken and not done:
             raise LabelError(
                 f"{store.path} has a label set '{name}' already.\nLabels are never overwritten: name another."
             )
+        if self._upload and not self._renamed:
+            shutil.rmtree(self.path, ignore_errors=True)  # of a pass whose staging folder is gone
         self._staging.claim({})
+        if self._upload and not self._sent:
+            self._upload.claim()
 
     @property
     def num_blocks(self) -> int:
@@ -71,7 +83,7 @@ class LabelWriter:
     def blocks(self) -> Iterator[tuple[int, int, int]]:
         """(block index, first frame, frame after the last) of each block that is not done."""
         for index in range(self.num_blocks):
-            if not self._renamed and not self._file(index).exists():
+            if not self._renamed and not self._sent and not self._file(index).exists():
                 yield index, *self._bounds(index)
 
     def write_block(self, index: int, scores: np.ndarray, **channels: np.ndarray) -> None:
@@ -98,12 +110,16 @@ class LabelWriter:
         Args:
             counts: kept in the provenance beside the rest, for example `abstentions=3`.
         """
-        if not self._renamed:
+        if not self._renamed and not self._sent:
             if missing := [index for index, _, _ in self.blocks()]:
                 raise LabelError(f"Label set '{self.name}': {len(missing)} of {self.num_blocks} blocks are missing.")
             self._staging.publish(lambda folder: self._join(folder, counts), self.path)
+        if self._upload:
+            if not self._sent:
+                self._upload.send(self.path)
+            shutil.rmtree(self.path, ignore_errors=True)
         shutil.rmtree(self.staging)
-        if not any(self.staging.parent.iterdir()):
+        if not self._upload and not any(self.staging.parent.iterdir()):
             self.staging.parent.rmdir()
         return self.store.label(self.name)
 
@@ -131,3 +147,11 @@ class LabelWriter:
 
     def _file(self, index: int) -> Path:
         return self.staging / f"block_{index:06d}.npz"
+
+
+def _same_pass(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether the attributes of two label sets name one labeller, configuration, dataset and alignment."""
+    one, other = first.get("provenance", {}), second["provenance"]
+    return first.get("alignment") == second["alignment"] and all(
+        hash_json(one.get(key)) == hash_json(other[key]) for key in PASS
+    )

@@ -93,12 +93,23 @@ class Upload:
     def __init__(self, url: str, job: str, what: str) -> None:
         self.url, self._job, self._what = url, job, what
 
+    def attributes(self) -> dict[str, Any] | None:
+        """The Zarr attributes of what stands there whole; None while nothing does. Raises StoreError."""
+        filesystem_, path = filesystem(self.url)
+        with remote_errors(self.url):
+            if self._claimed(filesystem_, path) is not None or not filesystem_.exists(f"{path}/zarr.json"):
+                return None
+            try:
+                return dict(json.loads(filesystem_.cat_file(f"{path}/zarr.json")).get("attributes", {}))
+            except ValueError:
+                return {}
+
     def claim(self) -> None:
         """Make the place this job's before any work is done. Raises StoreError: not writable, or not free."""
         filesystem_, path = filesystem(self.url)
         with remote_errors(self.url):
             found = self._claimed(filesystem_, path)
-            if found is None and filesystem_.find(path):
+            if found is None and _sizes(filesystem_, path):
                 raise StoreError(f"{self.url} exists already.\nNothing is ever overwritten: delete it or name another.")
             if found is not None and found["job"] != self._job and found["digest"]:
                 raise StoreError(
@@ -107,14 +118,6 @@ class Upload:
                 )
             if found is None or found["job"] != self._job:
                 self._write_claim(filesystem_, path, "")
-
-    def done(self, folder: Path) -> bool:
-        """Whether `folder` has been sent whole, and nothing but the local copy is left to remove."""
-        filesystem_, path = filesystem(self.url)
-        with remote_errors(self.url):
-            if self._claimed(filesystem_, path) is not None or not filesystem_.exists(f"{path}/zarr.json"):
-                return False
-            return filesystem_.cat_file(f"{path}/zarr.json") == (folder / "zarr.json").read_bytes()
 
     def send(self, folder: Path) -> None:
         """Send every file of `folder` that is not there yet, `zarr.json` last. Raises StoreError."""

@@ -138,13 +138,14 @@ class ShardReader:
         """Chunks of the shards that are there, as `zarr.Array.nchunks_initialized` counts them."""
         return len(self._present) * self._per_shard
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """Rows by index, in any order: (B,) int64, all of them in the array -> (B, ...) uint8.
+    def read(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Rows by index, in any order: (B,) int64, all of them in the array -> (B, ...) uint8, in `out` if it is given.
 
         Raises:
             OSError, ValueError, RuntimeError: a shard is gone, cut off or damaged.
         """
-        out = np.empty((len(rows), *self._shape[1:]), np.uint8)
+        if out is None:
+            out = np.empty((len(rows), *self._shape[1:]), np.uint8)
         step = max(1, PIECE_BYTES // max(1, self._row_bytes))
         for start in range(0, len(rows), step):
             self._fill(rows[start : start + step], out[start : start + step])
@@ -206,7 +207,7 @@ class ShardReader:
 
 
 def readable(array: zarr.Array) -> bool:
-    """Whether `ShardReader` reads this array: uint8, sharded and chunked by rows, Blosc, index at the end with a CRC."""
+    """Whether `ShardReader` reads this array: uint8, sharded and chunked by rows, Blosc, a CRC behind its index."""
     codecs: Any = array.metadata.to_dict()["codecs"]
     if (
         array.dtype != np.uint8

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from embodied.contracts.provenance import canonical_json, hash_json
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.episode import Episode, blocks_of
 from embodied.datasets.finding import Finding
+from embodied.datasets.location import Upload, is_remote, local_place, location
 from embodied.datasets.read_frames import LocalShards, ShardReader
 from embodied.datasets.staging import Staging
 from embodied.datasets.store import BLOCK_BYTES, SCHEMA_VERSION, EpisodeStore, array_specs
@@ -28,10 +29,10 @@ class StoreWriter:
 
     Finished episodes wait in `<path>.partial/`, one file each and a folder of compressed pictures, so that a killed
     command resumes at the first missing one; several processes may write different indices. `finish` joins them and
-    renames the result to `path`.
+    renames the result to `path`. A store at a URL is made in the cache folder (EMBODIED_CACHE) and then uploaded.
 
     Args:
-        path: the store's folder; must not exist yet.
+        path: the store's folder or fsspec URL; must not exist yet.
         spec: what each frame holds.
         provenance: from `embodied.contracts.provenance.provenance`; its `config` and `inputs` decide whether a staging
             folder found on disk belongs to the same job.
@@ -39,27 +40,39 @@ class StoreWriter:
         licence: licence of the recordings, as an SPDX name where there is one.
 
     Raises:
-        StoreError: `path` exists, the staging folder belongs to another configuration, or the disk refuses.
+        StoreError: `path` exists, the staging folder belongs to another configuration, or the disk or URL
+            refuses.
     """
 
     def __init__(
         self, path: str | Path, spec: DatasetSpec, provenance: dict[str, Any], source: str = "", licence: str = ""
     ) -> None:
-        self.path = Path(path)
+        self.destination = location(path)
         self.spec = spec
         self._attributes = {"source": source, "licence": licence, "provenance": provenance}
-        job = hash_json([spec.to_json(), provenance.get("config"), provenance.get("inputs"), source])
+        job = _job_of({"spec": spec.to_json(), **self._attributes})
+        self._upload = Upload(self.destination, job, "store") if is_remote(self.destination) else None
+        self.path = local_place(self.destination) if self._upload else Path(self.destination)
         self.staging = self.path.with_name(self.path.name + ".partial")
-        # Killed between the last rename and the removal of the staging folder: the store is whole, only tidy up.
         self._staging = Staging(self.staging, job, "store", StoreError)
+        # Killed between the last rename or upload and the removal of the staging folder: it is whole, only tidy up.
         self._renamed = self.path.exists() and self._staging.belongs()
-        if self.path.exists() and not self._renamed:
-            raise StoreError(f"{self.path} exists already.\nStores are never overwritten: delete it or name another.")
+        there = self._upload.attributes() if self._upload else None
+        self._sent = there is not None and self._staging.belongs() and _job_of(there) == job
+        taken, done = (there is not None, self._sent) if self._upload else (self.path.exists(), self._renamed)
+        if taken and not done:
+            raise StoreError(
+                f"{self.destination} exists already.\nStores are never overwritten: delete it or name another."
+            )
+        if self._upload and not self._renamed:
+            shutil.rmtree(self.path, ignore_errors=True)  # of a job whose staging folder is gone
         self._staging.claim({"config": provenance}, replace_if_without="episode_*.npz")
+        if self._upload and not self._sent:
+            self._upload.claim()
 
     def has(self, index: int) -> bool:
         """Whether episode `index` is written, or was skipped."""
-        return self._renamed or self._file(index).exists()
+        return self._renamed or self._sent or self._file(index).exists()
 
     def write_episode(self, index: int, episode: Episode) -> None:
         """Check and stage one episode. Raises InputError (bad episode) or StoreError (the disk refuses)."""
@@ -93,20 +106,26 @@ class StoreWriter:
             InputError: every episode was skipped; says why the first was.
             StoreError: an episode is missing.
         """
-        if not self._renamed:
+        if not self._renamed and not self._sent:
             missing = [i for i in range(num_episodes) if not self.has(i)]
             if missing or num_episodes == 0:
                 what = (
                     f"{len(missing)} of {num_episodes} are missing, first {missing[0]}" if missing else "there is none"
                 )
-                raise StoreError(f"Cannot finish {self.path}: episodes {what}.")
+                raise StoreError(f"Cannot finish {self.destination}: episodes {what}.")
             self._staging.publish(lambda folder: self._join(folder, num_episodes, findings), self.path)
+        if self._upload:
+            if not self._sent:
+                self._upload.send(self.path)
+            shutil.rmtree(self.path, ignore_errors=True)
         shutil.rmtree(self.staging)
-        return EpisodeStore(self.path)
+        return EpisodeStore(self.destination)
 
     def abandon(self) -> None:
         """Remove the staging folder and the episodes in it: for a source that cannot be finished as it is."""
         shutil.rmtree(self.staging, ignore_errors=True)
+        if self._upload:
+            self._upload.give_up()
 
     def _file(self, index: int) -> Path:
         return self.staging / f"episode_{index:06d}.npz"
@@ -204,6 +223,14 @@ class StoreWriter:
                 infos.append(info)
                 lengths.append(len(file["step_valid"]))
         return kept, np.array(lengths, np.int64), infos, skipped
+
+
+def _job_of(attributes: Mapping[str, Any]) -> str:
+    """Hash of what decides a store's content, from its attributes."""
+    provenance = attributes.get("provenance", {})
+    return hash_json(
+        [attributes.get("spec"), provenance.get("config"), provenance.get("inputs"), attributes.get("source")]
+    )
 
 
 def _to_arrays(episode: Episode, spec: DatasetSpec) -> dict[str, np.ndarray]:
