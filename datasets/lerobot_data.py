@@ -11,7 +11,7 @@ import numpy as np
 from embodied.contracts.errors import InputError
 from embodied.datasets.finding import Finding
 from embodied.datasets.lerobot_meta import BOOKKEEPING, MAX_EPISODES, Info, as_line, data_files, summary
-from embodied.datasets.parquet import Rows, batches, is_number, open_parquet, readable_parquet, to_array
+from embodied.datasets.parquet import Rows, batches, is_number, is_picture, open_parquet, readable_parquet, to_array
 
 MAX_RUNS = 4_000_000  # stretches of rows of one episode; one per episode and file is usual
 MAX_NUMBERS = 1_000_000  # in one row of one column
@@ -182,16 +182,6 @@ def read_layout(info: Info, index: Index) -> Layout:
         text = f"info.json lists {', '.join(gone[:5])}, the data files have no such column ({len(gone)} in all)"
         layout.findings.append(Finding("columns", "warning", text))
     return layout
-
-
-def is_picture(kind: Any) -> bool:
-    """Whether a pyarrow type is LeRobot's for pictures: the bytes of a file, or a struct of bytes and path."""
-    import pyarrow
-
-    types = pyarrow.types
-    if types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return types.is_binary(kind) or types.is_large_binary(kind)
 
 
 def key_of(name: str, taken: Any) -> str:

@@ -88,9 +88,12 @@ class Table:
 
 
 def looks_like_lerobot(path: Path) -> bool:
-    """Whether `path` is a folder with a `meta/info.json` of LeRobot's. Raises InputError where that is damaged."""
+    """Whether `path` is a folder with a `meta/info.json` of LeRobot's, which may be damaged."""
     file = path / "meta" / "info.json"
-    return path.is_dir() and file.is_file() and "codebase_version" in _json(file)
+    if not path.is_dir() or not file.is_file():
+        return False
+    with open(file, "rb") as stream:
+        return b'"codebase_version"' in stream.read(MAX_INFO_BYTES)
 
 
 def read_info(root: Path) -> Info:

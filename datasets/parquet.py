@@ -145,6 +145,16 @@ def is_number(kind: Any) -> bool:
     return types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
 
 
+def is_picture(kind: Any) -> bool:
+    """Whether a pyarrow type is what pictures are kept in: the bytes of a file, or a struct of bytes and path."""
+    import pyarrow
+
+    types = pyarrow.types
+    if types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
 def _is_list(kind: Any) -> bool:
     import pyarrow
 

@@ -73,7 +73,7 @@ def read(path: Path, options: Mapping[str, Any]) -> Source:
     def load(position: int) -> Episode:
         i = chosen[position]
         rows, episode = int(lengths[i]), int(index.episodes[i])
-        source_id = f"{path.name}/episode {episode}"
+        source_id = f"{path.absolute().name}/episode {episode}"
         runs, arrays = _in_order(source_id, index.runs_of(i), numbers)
         times = arrays.get("timestamp")
         images: dict[str, np.ndarray | Frames] = dict(cameras.pictures(i, times, rows))

@@ -231,9 +231,12 @@ def test_versions_that_are_not_read_are_named(tmp_path):
     edit_info(root, codebase_version="v1.6")
     with pytest.raises(InputError, match=r"LeRobot's format '1\.6' is not read here, only v2\.0, v2\.1 and v3\.0"):
         read(root)
-    (root / "meta" / "info.json").write_text("{")
+    (root / "meta" / "info.json").write_text('{"codebase_version": "v2.1", ')
+    assert recognise(root) == "lerobot"
     with pytest.raises(InputError, match=r"info\.json is no valid JSON"):
-        recognise(root)
+        read(root)
+    (root / "meta" / "info.json").write_text("{")
+    assert not read_lerobot.sniff(root)
 
 
 @pytest.mark.parametrize(
