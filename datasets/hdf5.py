@@ -8,7 +8,6 @@ Everything here refuses those with an InputError, so that readers only handle nu
 import contextlib
 import dataclasses
 import functools
-import itertools
 import math
 import os
 import re
@@ -111,17 +110,21 @@ class NumberArray:
 
     Attributes:
         dataset: h5py.Dataset, (N, ...) of bool, integers or floats.
-        inflated: file offsets of chunks that were found to inflate to what they declare.
+        filters: numbers of its filters, in the order in which they were applied.
+        suspects: place in the array, filter mask and stored bytes of each chunk that could inflate to too much.
+        inflated: places of those that were found to inflate to what they declare.
     """
 
     dataset: Any
-    inflated: set[int]
+    filters: list[int]
+    suspects: list[tuple[tuple[int, ...], int, int]]
+    inflated: set[tuple[int, ...]]
 
-    @property
+    @functools.cached_property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.dataset.shape)
 
-    @property
+    @functools.cached_property
     def dtype(self) -> np.dtype:
         return self.dataset.dtype
 
@@ -142,7 +145,7 @@ class NumberArray:
                 f"'{self.dataset.name}': {stop - start} rows are {_mib((stop - start) * self.row_bytes)}, "
                 f"more than {_mib(EPISODE_BYTES)} at once."
             )
-        step = self._rows_at_once()
+        step = self._rows_at_once
         if stop - start <= step:
             self._check_chunks(start, stop)
             return self.dataset[start:stop]
@@ -169,6 +172,7 @@ class NumberArray:
             yield self.rows(start, end)
             start = end
 
+    @functools.cached_property
     def _rows_at_once(self) -> int:
         if not self.dataset.chunks:
             return max(1, len(self))
@@ -179,29 +183,20 @@ class NumberArray:
 
     def _check_chunks(self, start: int, stop: int) -> None:
         """Raise InputError where a stored chunk of these rows inflates to more than it declares."""
-        chunks, stored = self.dataset.chunks, self.dataset.id.get_storage_size()
-        filters = _filters(self.dataset)
-        growth = max((RATIO[number] for number in filters if number in COMPRESSORS), default=1)
-        if not chunks or start == stop or stored * growth <= CHUNK_BYTES:
+        if not self.suspects:
             return
-        firsts = range(start - start % chunks[0], stop, chunks[0])
-        others = [range(0, size, chunk) for size, chunk in zip(self.shape[1:], chunks[1:], strict=True)]
-        declared = math.prod(chunks) * self.dtype.itemsize
-        for coordinate in itertools.product(firsts, *others):
-            info = self.dataset.id.get_chunk_info_by_coord(coordinate)
-            if info.byte_offset is None or info.size * growth <= CHUNK_BYTES or info.byte_offset in self.inflated:
+        chunks, declared = self.dataset.chunks, math.prod(self.dataset.chunks) * self.dtype.itemsize
+        for place, mask, size in self.suspects:
+            if place in self.inflated or place[0] >= stop or place[0] + chunks[0] <= start:
                 continue
-            if info.size > declared * 1.1 + 4096:
-                raise InputError(f"'{self.dataset.name}': a chunk of {declared} bytes is stored in {info.size}.")
-            if DEFLATE in filters:
-                mask, data = self.dataset.id.read_direct_chunk(coordinate)
-                if not mask >> filters.index(DEFLATE) & 1:
-                    self._inflate(data, declared)
-            elif info.size * growth > 4 * CHUNK_BYTES:
-                raise InputError(
-                    f"'{self.dataset.name}' has compressed chunks of {_mib(info.size)}: too large to trust."
-                )
-            self.inflated.add(info.byte_offset)
+            if size > declared * 1.1 + 4096:
+                raise InputError(f"'{self.dataset.name}': a chunk of {declared} bytes is stored in {size}.")
+            if DEFLATE in self.filters:
+                if not mask >> self.filters.index(DEFLATE) & 1:
+                    self._inflate(self.dataset.id.read_direct_chunk(place)[1], declared)
+            elif size * _growth(self.filters) > 4 * CHUNK_BYTES:
+                raise InputError(f"'{self.dataset.name}' has compressed chunks of {_mib(size)}: too large to trust.")
+            self.inflated.add(place)
 
     def _inflate(self, data: bytes, declared: int) -> None:
         stream, size = zlib.decompressobj(), 0
@@ -233,7 +228,16 @@ def array_at(group: Any, name: str) -> NumberArray:
     if dataset.shape is None or dataset.ndim == 0 or dataset.dtype.kind not in "fiub":
         raise InputError(f"'{name}' is {_type_name(dataset)} {dataset.shape}, not an array of numbers.")
     check_claim(dataset)
-    return NumberArray(dataset, set())
+    filters, suspects = _filters(dataset), []
+    growth = _growth(filters)
+
+    def suspect(chunk: Any) -> None:
+        if chunk.size * growth > CHUNK_BYTES:
+            suspects.append((tuple(chunk.chunk_offset), chunk.filter_mask, chunk.size))
+
+    if dataset.chunks and dataset.id.get_storage_size() * growth > CHUNK_BYTES:
+        dataset.id.chunk_iter(suspect)
+    return NumberArray(dataset, filters, suspects, set())
 
 
 def check_claim(dataset: Any) -> None:
@@ -367,6 +371,10 @@ def _filters(dataset: Any) -> list[int]:
     """Numbers of the dataset's filters, in the order in which they were applied."""
     properties = dataset.id.get_create_plist()
     return [properties.get_filter(index)[0] for index in range(properties.get_nfilters())]
+
+
+def _growth(filters: list[int]) -> int:
+    return max((RATIO[number] for number in filters if number in COMPRESSORS), default=1)
 
 
 def _type_name(dataset: Any) -> str:

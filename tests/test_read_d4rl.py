@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from embodied.contracts.errors import InputError
+from embodied.datasets import read_d4rl
 from embodied.datasets.importer import import_dataset
 from embodied.datasets.transitions import transitions
 
@@ -124,3 +125,104 @@ def test_real_hopper_replay(tmp_path):
     np.testing.assert_array_equal(store.read("observation/observation", 0, 1)[0], np.float32(expected["obs_first"]))
     # facts give the last recorded observation; the store has its successor behind it.
     np.testing.assert_array_equal(store.read("observation/observation")[-2], np.float32(expected["obs_last"]))
+
+
+def replace(path: Path, name: str, value: Any) -> None:
+    with h5py.File(path, "r+") as file:
+        if name in file:
+            del file[name]
+        if value is not None:
+            file[name] = value
+
+
+def test_what_a_user_must_know_is_found(tmp_path):
+    path = make_file(tmp_path / "d.hdf5", TERMINALS, TIMEOUTS, True)
+    replace(path, "infos/short", np.zeros(4))
+    replace(path, "rewards", np.zeros((10, 1)))
+    store = import_dataset(path, tmp_path / "s")
+    found = {finding.check: finding.message for finding in store.findings if finding.check != "info-left-out"}
+    assert found == {
+        "terminal-and-timeout": "1 steps are both terminal and timeout; the terminal counts",
+        "unfinished-episode": "the last 2 steps end in neither terminal nor timeout: imported as a truncated episode",
+        "constant-reward": "all rewards are 0",
+        # Ends at 2, 5 and 7, and the last row has no following one: 6 steps lie inside.
+        "next-observation": "at 6 of 6 steps inside episodes 'next_observations' is not the following row "
+        "(first at row 0); the store keeps the following row",
+    }
+    left_out = [finding.message for finding in store.findings if finding.check == "info-left-out"]
+    assert left_out == [
+        "'infos/short' is left out: it has 4 rows, the file has 10 steps",
+        "'infos/text' is left out: 'text' is text (), not an array of numbers.",
+    ]
+    assert store.read("reward").tolist() == [0] * 14
+
+
+def test_next_observations_that_follow_are_no_finding(tmp_path):
+    path = make_file(tmp_path / "d.hdf5", TERMINALS, TIMEOUTS, False)
+    replace(path, "next_observations", np.arange(10.0)[:, None] + 1)
+    store = import_dataset(path, tmp_path / "s")
+    assert "next-observation" not in {finding.check for finding in store.findings}
+    replace(path, "next_observations", None)
+    replace(path, "timeouts", None)
+    store = import_dataset(path, tmp_path / "t")
+    assert {finding.check for finding in store.findings} >= {"no-timeouts", "unfinished-episode"}
+
+
+def test_pictures_with_their_final_observation(tmp_path):
+    path = make_file(tmp_path / "d.hdf5", TERMINALS, TIMEOUTS, False)
+    pictures = np.random.default_rng(0).integers(0, 255, (11, 8, 8, 3), np.uint8)
+    replace(path, "observations", pictures[:10])
+    replace(path, "next_observations", pictures[1:])
+    replace(path, "infos", None)
+    store = import_dataset(path, tmp_path / "s")
+    assert not store.spec.observations
+    assert store.episode_length.tolist() == [4, 4, 3, 3]
+    np.testing.assert_array_equal(np.asarray(store.episode(1).images["image"]), pictures[3:7])
+    np.testing.assert_array_equal(np.asarray(store.episode(3).images["image"]), pictures[8:11])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("terminals", np.full(10, 0.5), "holds 0.5: flags are 0 or 1"),
+        ("terminals", np.full((10, 2), 0), "one number per step"),
+        ("rewards", np.zeros((10, 2)), "one number per step"),
+        ("rewards", np.zeros(10, "S3"), "not an array of numbers"),
+        ("actions", np.zeros(10), r"must be numbers \(N, A\)"),
+        ("next_observations", np.zeros((10, 2)), "differ in shape"),
+        ("observations", h5py.ExternalLink("/etc/passwd", "/"), "link out of the file"),
+    ],
+)
+def test_arrays_that_cannot_be_steps_are_refused(tmp_path, name, value, reason):
+    path = make_file(tmp_path / "d.hdf5", TERMINALS, TIMEOUTS, False)
+    replace(path, name, value)
+    with pytest.raises(InputError, match=reason):
+        read_d4rl.read(path, {})
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f8", "i4", "u1", "?", ">f4"])
+def test_any_numbers_will_do(tmp_path, dtype):
+    path = make_file(tmp_path / "d.hdf5", TERMINALS, None, False)
+    for name in ("terminals", "actions", "rewards"):
+        with h5py.File(path, "r+") as file:
+            data: Any = file[name]
+            rows = (data[:] > 0).astype(dtype)
+        replace(path, name, rows)
+    source = read_d4rl.read(path, {})
+    episodes = [source.load(index) for index in range(source.num_episodes)]
+    assert [len(episode) for episode in episodes] == [3, 3, 4]
+    assert [bool(episode.terminated[-1]) for episode in episodes] == [True, True, False]
+    for episode in episodes:
+        episode.check(source.spec)
+        assert (episode.action == 1).all()
+
+
+@needs_data
+def test_real_findings():
+    folder = DATA / "hdf5-d4rl-style"
+    found = {finding.check for finding in read_d4rl.read(folder / "maze2d-umaze-v1.hdf5", {}).findings}
+    assert found == {"no-timeouts", "constant-reward", "unfinished-episode"}
+    hopper = DATA / "hdf5-d4rl-hopper-sac-replay" / "hopper-replay.hdf5"
+    findings = read_d4rl.read(hopper, {}).findings
+    assert [finding.check for finding in findings] == ["unfinished-episode"]
+    assert "the last 187 steps" in findings[0].message
