@@ -267,11 +267,15 @@ def check_minari(work: Path, store, folder: Path) -> dict:
             key: array for key, array in episode.observations.items() if not store.spec.observations[key].privileged
         }
         arrays |= {camera: np.asarray(pictures) for camera, pictures in episode.images.items()}
+        if found[f"{number}/observations/instruction"].tolist() != [episode.instruction] * len(episode):
+            raise SystemExit("minari: instructions differ")
+        comparison.values["observations/instruction"] = store.num_frames
         for key, array in arrays.items():
             comparison.add(f"observations/{key}", found[f"{number}/observations/{key}"], array)
         comparison.add("infos/qpos", found[f"{number}/infos/qpos"], episode.observations["info_qpos"])
         assert episode.action is not None
         assert episode.reward is not None
+        comparison.add("infos/success", found[f"{number}/infos/success"][-1:], np.array([episode.success]))
         comparison.add("actions", found[f"{number}/actions"], episode.action[:steps])
         comparison.add("rewards", found[f"{number}/rewards"], episode.reward[:steps])
         comparison.add("terminations", found[f"{number}/terminations"], episode.terminated[:steps])

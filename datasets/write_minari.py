@@ -52,6 +52,8 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
     outgoing.require_actions("minari")
     outgoing.require_reward("minari", options)
     identifier = _identifier(options, path)
+    if not _observed(outgoing):
+        raise InputError(f"{outgoing.store.path} has privileged observations only; minari needs one that is not.")
     cut = ~outgoing.has_final if missing == "drop" else np.zeros(len(outgoing.counts), bool)
     counts = outgoing.counts - cut
     if not counts.any():
@@ -127,13 +129,14 @@ def _has_instruction(outgoing: Outgoing) -> bool:
 
 def _single(outgoing: Outgoing) -> str | None:
     """The only observation where it is called as readers call an unnamed one: its space is a Box, no Dict."""
+    keys = _observed(outgoing)
+    return keys[0] if keys in (["observation"], ["image"]) and not _has_instruction(outgoing) else None
+
+
+def _observed(outgoing: Outgoing) -> list[str]:
+    """Keys and cameras that are observations in Minari; privileged ones are infos."""
     spec = outgoing.spec
-    keys = [
-        *[INSTRUCTION] * _has_instruction(outgoing),
-        *(key for key, array in spec.observations.items() if not array.privileged),
-        *spec.images,
-    ]
-    return keys[0] if keys in (["observation"], ["image"]) else None
+    return [*(key for key, array in spec.observations.items() if not array.privileged), *spec.images]
 
 
 def _metadata(outgoing: Outgoing, identifier: str) -> dict[str, Any]:
@@ -214,6 +217,8 @@ def _left_out(outgoing: Outgoing, counts: np.ndarray, cut: np.ndarray, missing: 
     infos = [key for key, array in spec.observations.items() if array.privileged]
     if renamed := [key for key in infos if not key.startswith("info_")]:
         found.append(LeftOut(f"the names of {', '.join(renamed)}", "below infos/, read back as info_<name>"))
+    if small := [camera for camera, array in spec.images.items() if min(array.shape[:2]) < PICTURE_SIDE]:
+        found.append(LeftOut(f"that {', '.join(small)} are pictures", f"below {PICTURE_SIDE} pixels they are numbers"))
     if spec.control_dt or store.read("timestamp").any():
         found.append(LeftOut("timestamps", "minari has no field for them"))
     if not outgoing.has_reward:
