@@ -154,15 +154,15 @@ class _Column:
         if self.names_list is None:
             raise InputError("has no list of names; leave 'joints' out")
         names = tuple(getattr(message, self.names_list))
-        if len(found) != len(names):
-            self.odd += len(found) > 0
-            return np.full(self.width, np.nan)
         if names not in self.orders:
             if len(self.orders) > MAX_NAMES:
                 raise InputError(f"names its joints in more than {MAX_NAMES} ways")
             self.seen.update(names)
             self.orders[names] = [names.index(joint) if joint in names else -1 for joint in self.source.joints]
         order = self.orders[names]
+        if len(found) != len(names):
+            self.odd += len(found) > 0
+            return np.full(self.width, np.nan)
         return np.append(found, np.nan)[order]
 
     def rows(self) -> np.ndarray:

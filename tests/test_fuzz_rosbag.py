@@ -249,7 +249,10 @@ def _messages(target: Path, rng: np.random.Generator) -> str:
 
         with open(file, "rb") as stream:
             read = make_reader(stream).iter_messages()
-            half = [(message.log_time, channel.topic, schema.name, message.data) for schema, channel, message in read]
+            half = [
+                (message.log_time, channel.topic, schema.name if schema else "", message.data)
+                for schema, channel, message in read
+            ]
     else:
         half = rows()[:15]
     for _ in range(int(rng.choice([1, 3, 10]))):
