@@ -79,11 +79,10 @@ def write_edit(edit: Edit, progress: Progress = lambda done, total, text: None, 
         raise InputError(f"{edit.path}: no episode would be left in it.")
     record = _record(edit)
     kept, left = label_sets(edit)
-    if _is_written(edit.path, record):
-        store = EpisodeStore(edit.path)
-        if set(kept) <= set(store.label_names()) and not reuse:
-            raise StoreError(f"{edit.path} exists already.\nStores are never overwritten: delete it or name another.")
-    else:
+    store = _written(edit, record)
+    if store is not None and set(kept) <= set(store.label_names()) and not reuse:
+        raise StoreError(f"{edit.path} exists already.\nStores are never overwritten: delete it or name another.")
+    if store is None:
         writer = StoreWriter(
             edit.path, edit.spec, record, _joined(edit, "source", "; "), _joined(edit, "licence", " AND ")
         )
@@ -130,15 +129,17 @@ def _record(edit: Edit) -> dict[str, Any]:
     )
 
 
-def _is_written(path: Path, record: Mapping[str, Any]) -> bool:
-    """Whether `path` is the result of this very edit: killed before its label sets were carried, it goes on there."""
-    if not path.exists() or Path(f"{path}.partial").exists():
-        return False
+def _written(edit: Edit, record: Mapping[str, Any]) -> EpisodeStore | None:
+    """What this very edit wrote, if it did: killed before its label sets were carried, it goes on there."""
+    if not edit.path.exists() or Path(f"{edit.path}.partial").exists():
+        return None
     try:
-        found = EpisodeStore(path).attributes.get("provenance", {})
+        store = EpisodeStore(edit.path)
     except StoreError:
-        return False
-    return all(hash_json(found.get(key)) == hash_json(record[key]) for key in ("made_by", "config", "inputs"))
+        return None
+    found = store.attributes.get("provenance", {})
+    same = all(hash_json(found.get(key)) == hash_json(record[key]) for key in ("made_by", "config", "inputs"))
+    return store if same else None
 
 
 def _lineage(parents: Sequence[EpisodeStore]) -> list[dict[str, Any]]:
@@ -245,8 +246,10 @@ def split(
         Edit(path, "data split", config, [store], [Piece(0, i) for i in episodes], store.spec, labels)
         for path, episodes in parts.items()
     ]
-    unfinished = any(not _is_written(edit.path, _record(edit)) for edit in edits)
-    return [write_edit(edit, progress, reuse=unfinished) for edit in edits]
+    written = [_written(edit, _record(edit)) for edit in edits]
+    carried = set(label_sets(edits[0])[0])
+    whole = all(found is not None and carried <= set(found.label_names()) for found in written)
+    return [write_edit(edit, progress, reuse=not whole) for edit in edits]
 
 
 # ---- the verbs -----------------------------------------------------------------------------------
@@ -306,7 +309,8 @@ def split_by_fractions(store: EpisodeStore, fractions: Sequence[float], seed: in
     wanted = np.array(fractions) * store.num_episodes
     parts: list[list[int]] = [[] for _ in fractions]
     left = len(groups)
-    for index in order:
+    # The largest groups first: single episodes then fill every part to its share.
+    for index in sorted(order, key=lambda index: -len(groups[index])):
         empty = [part for part, episodes in enumerate(parts) if not episodes]
         # The part that lacks most; an empty one where as many groups are left as parts are empty.
         missing = wanted - [len(episodes) for episodes in parts]

@@ -92,6 +92,7 @@ def touches(config: DataSplit | DataMerge | DataFilter | DataDrop) -> Touches:
     else:
         reads = (config.store,)
         writes = config.outs if isinstance(config, DataSplit) else (config.out,)
+    writes = tuple(dict.fromkeys(writes))  # one that is named twice is refused by the verb, in its own words
     labels = tuple(store / "labels" / name for store in reads for name in config.labels or ())
     return Touches(reads + labels, writes, tuple(Path(f"{path}.partial") for path in writes))
 

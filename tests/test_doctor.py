@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from embodied.datasets.finding import Finding
 from embodied.datasets.importer import FORMATS, import_dataset, recognise
 from embodied.datasets.repair import repair
 from embodied.datasets.store import EpisodeStore
-from tests.made_stores import SPEC, add_label, change_array, make_episode, write_store
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_stores import SPEC, add_label, change_array, make_episode, write_store
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
