@@ -1,7 +1,9 @@
 """Writing the arrays of a store: how rows are cut into chunks and shards, and compressed."""
 
 import hashlib
+import os
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ SHARD_BYTES = 25_600_000
 # (cname, clevel, shuffle) of Blosc, fastest to decode first.
 PICTURE_CODECS = (("lz4", 5, "bitshuffle"), ("lz4hc", 6, "noshuffle"), ("zstd", 1, "noshuffle"))
 GZIP_RATIO = 1.28
+THREADS_FROM = 1_000_000  # bytes of pictures
 
 
 class ArrayStream:
@@ -81,8 +84,8 @@ class ArrayStream:
         if len(self._waiting):
             rows = np.concatenate([self._waiting, rows])
         whole = len(rows) - len(rows) % self._chunk
-        for start in range(0, whole, self._chunk):
-            self._write(rows[start : start + self._chunk])
+        if whole:
+            self._write(rows[:whole])
         self._waiting = rows[whole:].copy()
 
     def skip(self, rows: int) -> None:
@@ -108,11 +111,14 @@ class ArrayStream:
 
     def _write(self, rows: np.ndarray) -> None:
         if self._shards is None:
-            self._array[self._written : self._written + len(rows)] = rows
+            for start in range(0, len(rows), self._chunk):
+                chunk = rows[start : start + self._chunk]
+                self._array[self._written + start : self._written + start + len(chunk)] = chunk
         else:
-            missing = self._chunk - len(rows)  # at the array's end; on disk a chunk is whole
+            missing = -len(rows) % self._chunk  # at the array's end; on disk a chunk is whole
             padding = np.zeros((missing, *rows.shape[1:]), rows.dtype)
-            self._shards.append(np.concatenate([rows, padding]) if missing else rows)
+            padded = np.concatenate([rows, padding]) if missing else rows
+            self._shards.append(padded.reshape(-1, self._chunk, *rows.shape[1:]))
         self._written += len(rows)
 
 
@@ -134,9 +140,20 @@ class ShardStream:
         self._chunks: list[bytes] = []  # b"": all zeros, not kept
         self._shard = 0
 
-    def append(self, rows: np.ndarray) -> None:
-        """Add one chunk of rows."""
-        self._add(compress(rows, self._codec) if rows.any() else b"")
+    def append(self, chunks: np.ndarray) -> None:
+        """Add (n, rows of a chunk, ...) chunks; compressed on all cores where that is worth the threads."""
+        threads = min(len(os.sched_getaffinity(0)), len(chunks)) if chunks.nbytes >= THREADS_FROM else 1
+        if threads == 1:
+            parts = [self._compress(chunks)]
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                parts = list(pool.map(self._compress, np.array_split(chunks, threads)))
+        for part in parts:
+            for chunk in part:
+                self._add(chunk)
+
+    def _compress(self, chunks: np.ndarray) -> list[bytes]:
+        return [compress(chunk, self._codec) if chunk.any() else b"" for chunk in chunks]
 
     def skip(self, chunks: int) -> None:
         """Add chunks of zeros."""
