@@ -61,14 +61,16 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
         "video_files_size_in_mb": amount("lerobot", options, "video_files_size_in_mb", 200, 0.001),
     }
     features = _features(outgoing, embedded, codec, fps)
-    videos = {
-        camera: VideoFiles(path / "videos" / _key(outgoing, camera, True), spec, fps, codec, crf, video_places)
-        for camera, spec in ({} if embedded else outgoing.spec.images).items()
-        if (video_places := Places(sizes["video_files_size_in_mb"], CHUNKS_SIZE))
-    }
-    tasks = {task: index for index, task in enumerate(dict.fromkeys(outgoing.store.instructions))}
     rows = _ParquetFiles(path / "data", Places(sizes["data_files_size_in_mb"], CHUNKS_SIZE))
     listed = _ParquetFiles(path / "meta" / "episodes", Places(sizes["data_files_size_in_mb"], CHUNKS_SIZE))
+    videos: dict[str, VideoFiles] = {}
+    for camera, spec in ({} if embedded else outgoing.spec.images).items():
+        folder, places = (
+            path / "videos" / _key(outgoing, camera, True),
+            Places(sizes["video_files_size_in_mb"], CHUNKS_SIZE),
+        )
+        videos[camera] = VideoFiles(folder, spec, fps, codec, crf, places)
+    tasks = {task: index for index, task in enumerate(dict.fromkeys(outgoing.store.instructions))}
     schema = _schema(features)
     so_far: dict[str, dict[str, np.ndarray]] = {}
     waiting: list[dict[str, Any]] = []
@@ -77,29 +79,13 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
         for files in (rows, listed, *videos.values()):
             opened.callback(files.close)
         for steps in outgoing.episodes():
-            stats, place = _write_rows(outgoing, steps, rows, schema, features, tasks, fps, first)
-            entry: dict[str, Any] = {
-                "episode_index": steps.number,
-                "tasks": [steps.episode.instruction],
-                "length": steps.count,
-                "data/chunk_index": place[0],
-                "data/file_index": place[1],
-                "dataset_from_index": first,
-                "dataset_to_index": first + steps.count,
-            }
-            for camera, video in videos.items():
-                key = _key(outgoing, camera, True)
-                statistics = PictureStatistics()
-                where = video.start_episode(steps.count)
-                for picture in single_pictures(outgoing.pictures(steps, camera), steps.count):
-                    video.write(picture)
-                    statistics.add(picture)
-                stats[key] = statistics.result()
-                entry |= {f"videos/{key}/{name}": value for name, value in where.items()}
+            columns = _columns(outgoing, steps, features, tasks[steps.episode.instruction], fps, first)
+            stats, place = _write_rows(outgoing, steps, rows, schema, columns)
+            of_videos, places_of_videos = _write_videos(outgoing, steps, videos)
+            stats |= of_videos
             for key, of_key in stats.items():
-                entry |= {f"stats/{key}/{name}": value.tolist() for name, value in of_key.items()}
                 so_far[key] = total(so_far.get(key), of_key)
-            waiting.append(entry)
+            waiting.append(_entry(steps, first, place) | places_of_videos | _flat(stats))
             first += steps.count
             if len(waiting) == EPISODES_AT_ONCE or steps.number + 1 == outgoing.store.num_episodes:
                 _write_entries(listed, waiting)
@@ -113,20 +99,45 @@ def write(outgoing: Outgoing, path: Path, options: Mapping[str, Any], progress: 
     return _left_out(outgoing, embedded, codec, fps)
 
 
+def _entry(steps: Steps, first: int, place: tuple[int, int]) -> dict[str, Any]:
+    """The episode's row in meta/episodes, without videos and statistics."""
+    return {
+        "episode_index": steps.number,
+        "tasks": [steps.episode.instruction],
+        "length": steps.count,
+        "data/chunk_index": place[0],
+        "data/file_index": place[1],
+        "dataset_from_index": first,
+        "dataset_to_index": first + steps.count,
+    }
+
+
+def _flat(stats: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    return {f"stats/{key}/{name}": value.tolist() for key, of_key in stats.items() for name, value in of_key.items()}
+
+
+def _write_videos(
+    outgoing: Outgoing, steps: Steps, videos: Mapping[str, VideoFiles]
+) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+    """The pictures of one episode. Returns their statistics by feature, and where they are, for meta/episodes."""
+    stats: dict[str, dict[str, np.ndarray]] = {}
+    places: dict[str, Any] = {}
+    for camera, video in videos.items():
+        key, statistics = _key(outgoing, camera, True), PictureStatistics()
+        places |= {f"videos/{key}/{name}": value for name, value in video.start_episode(steps.count).items()}
+        for picture in single_pictures(outgoing.pictures(steps, camera), steps.count):
+            video.write(picture)
+            statistics.add(picture)
+        stats[key] = statistics.result()
+    return stats, places
+
+
 def _write_rows(
-    outgoing: Outgoing,
-    steps: Steps,
-    files: "_ParquetFiles",
-    schema: Any,
-    features: Mapping[str, Any],
-    tasks: Mapping[str, int],
-    fps: Fraction,
-    first: int,
+    outgoing: Outgoing, steps: Steps, files: "_ParquetFiles", schema: Any, columns: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, dict[str, np.ndarray]], tuple[int, int]]:
     """The rows of one episode. Returns its statistics by feature, and chunk and file they are in."""
     import pyarrow
 
-    columns = _columns(outgoing, steps, features, tasks[steps.episode.instruction], fps, first)
     stats = {key: feature_statistics(array) for key, array in columns.items()}
     cameras = {_key(outgoing, c, True): c for c in outgoing.spec.images if _key(outgoing, c, True) in schema.names}
     streams = {key: single_pictures(outgoing.pictures(steps, c), steps.count) for key, c in cameras.items()}
@@ -175,9 +186,10 @@ def _columns(
 def _key(outgoing: Outgoing, key: str, camera: bool) -> str:
     """The feature's name: the one that the LeRobot dataset had which the store was read from, or a LeRobot-like one."""
     kept = outgoing.attributes.get("original_names")
+    name = f"observation.images.{key}" if camera else f"observation.{key}"
     if isinstance(kept, dict) and isinstance(kept.get(key), str):
-        return kept[key]
-    return f"observation.images.{key}" if camera else f"observation.{key}".replace("/", ".")
+        name = kept[key]
+    return name.replace("/", ".").replace("\\", ".")  # it names a folder, and came from a file of someone's
 
 
 def _features(outgoing: Outgoing, embedded: bool, codec: str, fps: Fraction) -> dict[str, dict[str, Any]]:
@@ -200,6 +212,8 @@ def _features(outgoing: Outgoing, embedded: bool, codec: str, fps: Fraction) -> 
                 "has_audio": False,
             }
         found[_key(outgoing, camera, True)] = feature
+    if len(found) < len(spec.observations) + len(spec.images):
+        raise InputError(f"{outgoing.store.path}: two observations would have one name in lerobot. Rename one.")
     if spec.action is not None:
         found["action"] = _feature(spec.action)
         for name in ("next.done", "next.terminated", "next.truncated"):
@@ -211,8 +225,6 @@ def _features(outgoing: Outgoing, embedded: bool, codec: str, fps: Fraction) -> 
     found["timestamp"] = {"dtype": "float32", "shape": [1], "names": None}
     for name in ("frame_index", "episode_index", "index", "task_index"):
         found[name] = {"dtype": "int64", "shape": [1], "names": None}
-    if len(found) < len(spec.observations) + len(spec.images):
-        raise InputError(f"{outgoing.store.path}: two observations would have one name in lerobot. Rename one.")
     return found
 
 

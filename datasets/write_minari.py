@@ -97,7 +97,7 @@ def _write_episode(outgoing: Outgoing, group: Any, steps: Steps, count: int, che
         name = f"infos/{key.removeprefix('info_')}" if spec.privileged else f"observations/{key}"
         group["observations" if key == single else name] = episode.observations[key][rows]
     if _has_instruction(outgoing):
-        texts = np.full(count + 1, episode.instruction, object)
+        texts = np.full(count + 1, episode.instruction.replace("\0", ""), object)  # HDF5 has no such text
         group.create_dataset(f"observations/{INSTRUCTION}", data=texts, dtype=h5py.string_dtype())
     if episode.success is not None and SUCCESS not in outgoing.spec.observations:
         group["infos/success"] = (np.arange(count + 1) == count) & episode.success

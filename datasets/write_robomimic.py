@@ -54,7 +54,7 @@ def _write_demo(
     if episode.success is not None:
         demo.attrs["success"] = episode.success
     if episode.instruction:
-        demo.attrs["instruction"] = episode.instruction
+        demo.attrs["instruction"] = episode.instruction.replace("\0", "")  # HDF5 has no such text
     assert episode.action is not None
     demo["actions"] = episode.action[:count]
     demo["dones"] = np.arange(count) == (count - 1 if steps.terminated else count)

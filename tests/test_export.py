@@ -14,6 +14,7 @@ from embodied.cli import main
 from embodied.contracts.errors import ConfigError, InputError, LabelError, StoreError
 from embodied.contracts.provenance import provenance
 from embodied.datasets.exporter import EXPORTERS, export_dataset
+from embodied.datasets.importer import import_dataset
 from embodied.datasets.outgoing import Outgoing
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.transitions import transitions
@@ -189,6 +190,22 @@ def test_a_camera_without_pictures_is_black_and_listed(tmp_path):
     made = make_store(tmp_path / "store", missing=("wrist",))
     result = export_dataset(made.path, tmp_path / "out", "robomimic")
     assert "absence of camera 'wrist' in 3 episodes" in [left["what"] for left in result["left_out"]]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_pictures_pass_in_blocks(tmp_path, monkeypatch, format):
+    made = make_store(tmp_path / "store", make_spec(("image",)))
+    options = {"d4rl": {"keys": "image"}, "lerobot": {"images": "embedded"}}.get(format, {})
+    with monkeypatch.context() as patch:
+        patch.setattr("embodied.datasets.store.BLOCK_BYTES", 3 * 32 * 32 * 3)
+        assert len(list(made.episode(0).images["image"].blocks())) == 2  # type: ignore[union-attr]
+        export_dataset(made.path, tmp_path / "out", format, options)
+    found = import_dataset(tmp_path / "out", tmp_path / "found")
+    for number in range(3):
+        wanted = np.asarray(made.episode(number).images["image"])
+        np.testing.assert_array_equal(
+            found.episode(number).images["image"], wanted[: len(wanted) - (format == "lerobot")]
+        )
 
 
 def test_the_command_line_prints_files_and_what_is_left_out(store, tmp_path, capsys):

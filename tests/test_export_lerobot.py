@@ -142,6 +142,14 @@ def test_names_of_the_source_are_written_back(tmp_path):
     assert {"observation.state", "observation.image", "observation.gripper"} < set(features)
 
 
+def test_a_name_cannot_leave_the_folder(tmp_path):
+    names = {"front": "../../../outside"}
+    store = make_store(tmp_path / "store", make_spec(("front",)), attributes={"original_names": names})
+    result = export_dataset(store.path, tmp_path / "out" / "set", "lerobot")
+    assert "videos/.........outside/chunk-000/file-000.mp4" in result["files"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["set"]
+
+
 def test_a_label_is_the_reward(tmp_path):
     store = make_store(tmp_path / "store", make_spec(()), ((3, True, False), (2, True, True)))
     label = add_label(store)
