@@ -28,13 +28,14 @@ from embodied.datasets.minari_columns import (
     other,
     picture_column,
 )
+from embodied.datasets.parquet import batches as parquet_batches
 from embodied.datasets.parquet import is_number, open_parquet, to_array
 from embodied.datasets.pictures import lazy_pictures, picture_shape
 
 FORMATS = ("arrow", "parquet")
-EPISODE_BYTES = 512 << 20  # of one episode, decoded from Parquet, pictures as JPEG
-BATCH_ROWS = 256
+EPISODE_BYTES = 256 << 20  # of one episode, decoded from Parquet, pictures as JPEG
 STEPS = ("actions", "rewards", "terminations", "truncations")
+COLUMNS = ("observations", *STEPS, "infos")
 MAGIC = b"ARROW1\0\0"
 HEADER, COMPRESSION = 2, 3  # slots of Arrow's tables Message and RecordBatch
 
@@ -94,7 +95,8 @@ def _batches(path: Path) -> Iterator[Any]:
 
     if path.suffix == ".parquet":
         size = 0
-        for batch in open_parquet(path).iter_batches(batch_size=BATCH_ROWS, use_threads=False):
+        names = open_parquet(path).schema_arrow.names
+        for batch in parquet_batches(path, [name for name in COLUMNS if name in names]):
             size += batch.nbytes
             if size > EPISODE_BYTES:
                 raise InputError(f"{path} holds more than {EPISODE_BYTES >> 20} MiB: too large for one episode.")

@@ -105,7 +105,12 @@ def _column(path: Path, group: Any, name: str, dataset: Any, space: Space | None
                 return array.rows(start, stop)
 
         return picture_column(rows, shape, pictures)
-    return number_column(rows, shape, str(array.dtype), lambda wanted: array.float32(0, wanted))
+
+    def numbers(wanted: int) -> np.ndarray:
+        with readable(path):
+            return array.float32(0, wanted)
+
+    return number_column(rows, shape, str(array.dtype), numbers)
 
 
 def _encoded(path: Path, dataset: Any, rows: int) -> Column:
