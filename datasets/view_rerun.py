@@ -11,7 +11,7 @@ def write_rerun(store: EpisodeStore, episode: int, path: Path) -> None:
     try:
         import rerun as rr  # type: ignore[import-not-found]
     except ImportError as error:
-        raise MissingExtraError("rerun-sdk", "rerun", "A recording for the Rerun viewer") from error
+        raise MissingExtraError("rerun-sdk", None, "A recording for the Rerun viewer") from error
 
     start = int(store.episode_start[episode])
     labels = {f"label/{name}": store.label(name).score[start:] for name in store.label_names()}

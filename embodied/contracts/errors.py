@@ -43,10 +43,11 @@ class TrainingError(EmbodiedError):
 
 
 class MissingExtraError(EmbodiedError):
-    """An optional package is not installed."""
+    """An optional package is not installed; extra: the extra of ours that has it, None where none does."""
 
-    def __init__(self, package: str, extra: str, needed_for: str) -> None:
-        super().__init__(f"{needed_for} needs the package '{package}'.\nInstall it: pip install 'embodied-rl[{extra}]'")
+    def __init__(self, package: str, extra: str | None, needed_for: str) -> None:
+        install = package if extra is None else f"'embodied-rl[{extra}]'"
+        super().__init__(f"{needed_for} needs the package '{package}'.\nInstall it: pip install {install}")
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:
