@@ -74,10 +74,13 @@ def read_progress(path: str | Path, store: EpisodeStore, column: str = "progress
     """
     pyarrow, parquet = _pyarrow("Reading")
     try:
-        names = parquet.read_schema(path).names
+        described = parquet.read_metadata(path)
+        names = described.schema.to_arrow_schema().names
         needed = ("episode_index", "frame_index", column)
         if missing := [name for name in needed if name not in names]:
             raise InputError(f"{path} is no progress sidecar: it lacks '{missing[0]}'.{suggest(missing[0], names)}")
+        if described.num_rows > store.num_frames:  # a small file may announce any number of equal rows
+            raise InputError(f"{path} has {described.num_rows} rows; {store.path} has {store.num_frames} frames.")
         table = parquet.read_table(path, columns=list(needed))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
@@ -86,6 +89,8 @@ def read_progress(path: str | Path, store: EpisodeStore, column: str = "progress
         value = table[column].cast(pyarrow.float32()).to_numpy()
     except (ValueError, pyarrow.ArrowException) as error:
         raise InputError(f"{path}: its columns are not numbers ({str(error).splitlines()[0]}).") from error
+    if any(table[name].null_count for name in needed[:2]):
+        raise InputError(f"{path}: rows without episode_index or frame_index belong to no frame.")
     inside = (episode >= 0) & (episode < store.num_episodes) & (frame >= 0)
     inside[inside] = frame[inside] < store.episode_length[episode[inside]]
     if not inside.all():

@@ -82,12 +82,16 @@ def test_a_sidecar_of_another_dataset_is_refused(store, tmp_path):
         r"episode 0, frame -1 is not in": {"frame_index": [0, -1]},
         r"episode 0, frame 1 has two rows": {"frame_index": [1, 1]},
         r"its columns are not numbers": {"frame_index": ["a", "b"]},
+        r"rows without episode_index or frame_index": {"frame_index": [0, None]},
     }
     for message, columns in cases.items():
         with pytest.raises(InputError, match=message):
             read_progress(write("bad.parquet", **columns), store)
     with pytest.raises(InputError, match=r"lacks 'progress_dense'. Did you mean 'progress_sparse'\?"):
         read_progress(write("sparse.parquet"), store, "progress_dense")
+    many = {"episode_index": [0] * 99, "frame_index": [0] * 99, "progress_sparse": [0.0] * 99}
+    with pytest.raises(InputError, match=r"has 99 rows; .* has 11 frames"):
+        read_progress(write("many.parquet", **many), store)
     (tmp_path / "cut.parquet").write_bytes((tmp_path / "sparse.parquet").read_bytes()[:-20])
     with pytest.raises(InputError, match=r"cut.parquet cannot be read"):
         read_progress(tmp_path / "cut.parquet", store)
