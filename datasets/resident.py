@@ -1,22 +1,18 @@
-"""Data where training reads it at random: transitions as one tensor on the device, frames as one array.
+"""Data where training reads it at random: transitions as one tensor on the device, frames in a bounded cache.
 
-A store compresses rows in chunks, so reading one row decodes many. What is drawn at random for a hundred thousand
-steps is therefore decoded once: low-dimensional transitions into one float32 tensor on the device, or beside it in
-memory where that is too small; frames into memory, or into a file above a limit. A cache of decoded chunks, which would
-decode on demand, is no way out: goals are drawn from the whole dataset, so it hits as often as it is large
-(benchmarks/sampling.py measures both).
+Reading one row of a store at random costs a read and a decode. What is drawn for a hundred thousand steps is therefore
+decoded once where there is room: low-dimensional transitions into one float32 tensor on the device, or beside it in
+memory where that is too small; frames into memory up to a limit. benchmarks/sampling.py measures what each costs.
 """
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from embodied.contracts.batch import Batch
-from embodied.contracts.errors import InputError, StoreError, suggest
+from embodied.contracts.errors import InputError, suggest
 from embodied.datasets.draws import Stream, philox
 from embodied.datasets.prefetch import Prefetcher
 
@@ -25,7 +21,7 @@ if TYPE_CHECKING:  # a store is read without torch, which takes seconds to impor
 
 STEPS_AT_ONCE = 64  # steps whose transitions are drawn at once, per seed
 FRAMES_AT_ONCE = 256
-MEMORY_LIMIT = 2 << 30  # bytes of frames kept in memory; more are decoded once into a file that the kernel pages
+MEMORY_LIMIT = 2 << 30  # bytes of frames kept in memory
 DEVICE_SHARE = 0.5  # of a GPU's free memory that transitions may take
 
 
@@ -158,38 +154,43 @@ def _room(device: str) -> int | None:
     return int(DEVICE_SHARE * torch.cuda.mem_get_info(device)[0])
 
 
-def frame_array(store: Any, camera: str, folder: Path, limit: int = MEMORY_LIMIT) -> np.ndarray:
-    """All frames of a camera as one uint8 array (F, H, W, 3) for random reads, decoded once, 256 frames at a time.
+class ResidentFrames:
+    """All frames of a camera for random reads, like an array (F, H, W, 3) uint8: a cache bounded in bytes.
 
-    In memory up to `limit` bytes. Beyond that in a file in `folder`, of F H W 3 bytes, which the kernel keeps in memory
-    as far as there is room; the file has no name, so its space is free again when the process ends, however it ends.
+    As many frames as `limit` holds are decoded once and kept, from the first on; the others are read when asked for.
+    Goals are drawn from the whole dataset alike, so that it does not matter which frames are kept, and replacing them
+    would gain nothing. Threads may read at once.
 
     Args:
-        store: an `EpisodeStore`: `num_frames`, `spec.images`, `frames(camera, start, stop)`.
+        store: an `EpisodeStore`, or what gives `num_frames`, `spec.images`, `frames` and `read_rows` as it does.
+        limit: bytes.
 
     Raises:
-        InputError: no such camera. StoreError: no space left in `folder`.
+        InputError: no such camera.
     """
-    if camera not in store.spec.images:
-        raise InputError(f"{store.path}: no camera '{camera}'.{suggest(camera, store.spec.images)}")
-    shape = (store.num_frames, *store.spec.images[camera].shape)
-    starts = range(0, store.num_frames, FRAMES_AT_ONCE)
-    blocks = (store.frames(camera, start, min(start + FRAMES_AT_ONCE, store.num_frames)) for start in starts)
-    if int(np.prod(shape, dtype=np.int64)) <= limit:
-        array = np.empty(shape, np.uint8)
-        for start, block in zip(starts, blocks, strict=True):
-            array[start : start + len(block)] = block
-        return array
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Written, not mapped: a full disk is then an error, and no signal that ends the process without a word.
-        with tempfile.TemporaryFile(dir=folder) as file:
-            for block in blocks:
-                file.write(np.ascontiguousarray(block).data)
-            file.flush()
-            return np.memmap(file, np.uint8, "r", shape=shape)
-    except OSError as error:
-        raise StoreError(
-            f"{folder}: could not keep {np.prod(shape) / 1e9:.1f} GB of frames of '{camera}': "
-            f"{error.strerror or error}."
-        ) from error
+
+    dtype, ndim = np.dtype(np.uint8), 4
+
+    def __init__(self, store: Any, camera: str, limit: int = MEMORY_LIMIT) -> None:
+        if camera not in store.spec.images:
+            raise InputError(f"{store.path}: no camera '{camera}'.{suggest(camera, store.spec.images)}")
+        picture = store.spec.images[camera].shape
+        self.shape = (store.num_frames, *picture)
+        self._store, self._name = store, f"observation/images/{camera}"
+        self._kept = np.empty((min(store.num_frames, limit // int(np.prod(picture))), *picture), np.uint8)
+        for start in range(0, len(self._kept), FRAMES_AT_ONCE):
+            stop = min(start + FRAMES_AT_ONCE, len(self._kept))
+            self._kept[start:stop] = store.frames(camera, start, stop)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """(B,) frame numbers, in any order -> (B, H, W, 3)."""
+        kept = rows < len(self._kept)
+        if kept.all():
+            return self._kept[rows]
+        out = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        out[kept] = self._kept[rows[kept]]
+        out[~kept] = self._store.read_rows(self._name, rows[~kept])
+        return out

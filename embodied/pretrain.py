@@ -45,7 +45,7 @@ def touches(config: Pretrain) -> Touches:
 def pretrain(config: Pretrain, progress: Progress) -> dict[str, Any]:
     from embodied.contracts.provenance import provenance
     from embodied.datasets.goals import GoalSampler
-    from embodied.datasets.resident import frame_array
+    from embodied.datasets.resident import ResidentFrames
     from embodied.datasets.store import EpisodeStore
     from embodied.policies import icvf
     from embodied.policies.configure import configure
@@ -57,7 +57,7 @@ def pretrain(config: Pretrain, progress: Progress) -> dict[str, Any]:
     joined = JoinedStores(stores, config.camera)
     if unseen := int((~joined.has_pictures).sum()):
         progress.say(f"{unseen} episodes have no pictures of '{config.camera}' and are left out")
-    frames = frame_array(joined, config.camera, config.out)
+    frames = ResidentFrames(joined, config.camera)
     bundle = icvf.pretrain(
         frames,
         GoalSampler(joined, seed=config.seed, episodes=np.flatnonzero(joined.has_pictures)),
@@ -78,7 +78,7 @@ def pretrain(config: Pretrain, progress: Progress) -> dict[str, Any]:
 
 
 class JoinedStores:
-    """Several stores laid end to end, as `frame_array` and `GoalSampler` read one: never more than asked for in memory.
+    """Several stores laid end to end, as `ResidentFrames` and `GoalSampler` read one: no more in memory than asked for.
 
     Raises:
         InputError: a store without the camera, or pictures of another size than the first store's.
@@ -92,7 +92,7 @@ class JoinedStores:
                 raise InputError(
                     f"{store.path}: pictures of '{camera}' are {shape}; those of {stores[0].path} {first}."
                 )
-        self._stores = stores
+        self._stores, self._picture = stores, stores[0].spec.images[camera].shape
         self._offsets = np.cumsum([0, *(store.num_frames for store in stores)])
         self.path, self.spec = stores[0].path, stores[0].spec
         self.num_frames = int(self._offsets[-1])
@@ -109,3 +109,12 @@ class JoinedStores:
             if start < offset + store.num_frames and stop > offset
         ]
         return np.concatenate(pieces)
+
+    def read_rows(self, name: str, rows: np.ndarray) -> np.ndarray:
+        """Rows of the array `name` of all stores together, in any order: (B,) -> (B, H, W, 3) uint8."""
+        which = np.searchsorted(self._offsets, rows, side="right") - 1
+        out = np.empty((len(rows), *self._picture), np.uint8)
+        for number in np.unique(which):
+            here = which == number
+            out[here] = self._stores[number].read_rows(name, rows[here] - self._offsets[number])
+        return out

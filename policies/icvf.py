@@ -70,6 +70,18 @@ PRESETS: dict[str, ICVFConfig] = {
 }
 
 
+class Frames(Protocol):
+    """Frames (F, H, W, 3) or states (F, D): an array, or for instance `embodied.datasets.resident.ResidentFrames`."""
+
+    shape: Any
+    dtype: Any
+    ndim: Any
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray: ...
+
+
 class Sampler(Protocol):
     """Goals and intents, for instance `embodied.datasets.goals.GoalSampler`."""
 
@@ -156,7 +168,7 @@ class ICVF:
 
 
 def gather(
-    observations: np.ndarray,
+    observations: Frames,
     indices: Mapping[str, np.ndarray],
     crop_pad: int = 0,
     rng: np.random.Generator | None = None,
@@ -188,7 +200,7 @@ def gather(
     return {**batch, "online": online}
 
 
-def _crop(frames: np.ndarray, index: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarray:
+def _crop(frames: Frames, index: np.ndarray, pad: int, rng: np.random.Generator) -> np.ndarray:
     """frames[index] shifted by up to `pad` pixels each way, edges repeated: (N, H, W, 3)."""
     height, width = frames.shape[1:3]
     shift = rng.integers(0, 2 * pad + 1, (len(index), 2))
@@ -200,7 +212,7 @@ def _crop(frames: np.ndarray, index: np.ndarray, pad: int, rng: np.random.Genera
 
 
 def pretrain(
-    observations: np.ndarray,
+    observations: Frames,
     sampler: Sampler,
     config: ICVFConfig,
     seed: int,
@@ -216,7 +228,7 @@ def pretrain(
     """Train an ICVF and write `<out>/bundle`, `<out>/metrics.jsonl` and a checkpoint; resumes what `out` holds.
 
     Args:
-        observations: (F, H, W, 3) uint8 frames (see `datasets.resident.frame_array`) or (F, D) float32 states.
+        observations: (F, H, W, 3) uint8 frames (see `ResidentFrames`) or (F, D) float32 states.
         sampler: indices of s, s', g, z for each step.
         contract: kept in the bundle, for instance {"camera": ..., "dataset": ...}.
         provenance: kept in the bundle; a checkpoint made from other `inputs` in it is refused.
@@ -259,9 +271,9 @@ def pretrain(
     return save_value(out / "bundle", learner.online.heads, kept, contract or {}, settings, record, overwrite=True)
 
 
-def _signature(array: np.ndarray) -> str:
+def _signature(array: Frames) -> str:
     """Tells two datasets apart without reading all frames: shape, and up to 256 evenly spaced rows."""
     digest = hashlib.sha256(str((array.shape, array.dtype.str)).encode())
-    for row in np.unique(np.linspace(0, len(array) - 1, 256).astype(np.int64)):
-        digest.update(np.ascontiguousarray(array[row]).tobytes())
+    rows = np.unique(np.linspace(0, len(array) - 1, 256).astype(np.int64))
+    digest.update(np.ascontiguousarray(array[rows]).data)
     return digest.hexdigest()

@@ -13,7 +13,7 @@ from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
 from embodied.datasets.episode import Episode, end_flags
 from embodied.datasets.goals import GoalSampler
-from embodied.datasets.resident import frame_array
+from embodied.datasets.resident import ResidentFrames
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.write_store import StoreWriter
 from embodied.policies.bundle import load_value, save_value
@@ -46,9 +46,10 @@ def test_frames_and_episodes_of_several_stores_lie_end_to_end(tmp_path: Path) ->
     for start in range(12):
         for stop in range(start + 1, 13):
             assert joined.frames("side", start, stop)[:, 0, 0, 0].tolist() == list(range(start, stop))
-    large = frame_array(joined, "side", tmp_path / "cache", limit=100)  # more than the limit: kept in a file
-    assert isinstance(large, np.memmap)
-    assert large[:, 3, 3, 1].tolist() == list(range(12))
+    for kept in (0, 5, 12):
+        cache = ResidentFrames(joined, "side", limit=kept * 8 * 8 * 3)
+        rows = np.array([11, 0, 7, 6, 3, 7])
+        assert cache[rows][:, 3, 3, 1].tolist() == rows.tolist()
     batch = GoalSampler(joined).sample(0, 500)
     assert not {3, 6, 11} & set(batch["frame"].tolist())  # the last frames of their episodes
 

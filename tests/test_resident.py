@@ -1,9 +1,7 @@
 """Data kept for random reads: the resident table gives what the indices say, on the device or beside it."""
 
 import dataclasses
-import resource
 import threading
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embodied.contracts.batch import Batch
-from embodied.contracts.errors import InputError, StoreError
+from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ArraySpec
 from embodied.datasets.draws import Stream, philox
 from embodied.datasets.prefetch import Prefetcher
-from embodied.datasets.resident import ResidentTransitions, frame_array, transition_batches
+from embodied.datasets.resident import ResidentFrames, ResidentTransitions, transition_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,44 +116,37 @@ def test_two_transitions_of_one_frame_are_refused() -> None:
         ResidentTransitions(data, rewards, [0], 4)
 
 
-def store_of(frames: np.ndarray) -> SimpleNamespace:
+def store_of(frames: np.ndarray, reads: list[int]) -> SimpleNamespace:
+    """A store in memory that notes which rows are read at random."""
+
+    def read_rows(name: str, rows: np.ndarray) -> np.ndarray:
+        assert name == "observation/images/side"
+        reads.extend(rows.tolist())
+        return frames[rows]
+
+    images = {"side": ArraySpec(frames.shape[1:], "uint8")}
     return SimpleNamespace(
         path="store",
         num_frames=len(frames),
-        spec=SimpleNamespace(images={"side": ArraySpec(frames.shape[1:], "uint8")}),
+        spec=SimpleNamespace(images=images),
         frames=lambda camera, start, stop: frames[start:stop],
+        read_rows=read_rows,
     )
 
 
-def test_frames_stay_in_memory_below_the_limit_and_in_a_file_without_a_name_above(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept", [0, 1, 300, 599, 600, 10_000])
+def test_frames_are_the_same_whatever_the_limit_and_it_is_kept(kept: int) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (600, 4, 5, 3), dtype=np.uint8)
-    small = frame_array(store_of(frames), "side", tmp_path / "out", limit=frames.nbytes)
-    assert not isinstance(small, np.memmap)
-    assert not (tmp_path / "out").exists()
-    large = frame_array(store_of(frames), "side", tmp_path / "out", limit=frames.nbytes - 1)
-    assert isinstance(large, np.memmap)
-    assert list((tmp_path / "out").iterdir()) == []  # nothing to clean up, even after kill -9
-    np.testing.assert_array_equal(small, frames)
-    np.testing.assert_array_equal(large, frames)
-    np.testing.assert_array_equal(large[[5, 599, 5, 256]], frames[[5, 599, 5, 256]])
+    reads: list[int] = []
+    found = ResidentFrames(store_of(frames, reads), "side", limit=kept * 60 + 59)
+    assert found._kept.nbytes == min(kept, 600) * 60
+    assert (found.shape, found.ndim, found.dtype, len(found)) == (frames.shape, 4, frames.dtype, 600)
+    rows = np.array([599, 0, 5, 599, 256, 255, 1, 300, 299])
+    np.testing.assert_array_equal(found[rows], frames[rows])
+    assert reads == [row for row in rows if row >= kept]  # what is kept is not read again
+    np.testing.assert_array_equal(found[np.arange(600)], frames)
 
 
-def test_a_camera_that_is_not_there_and_a_folder_that_is_none(tmp_path: Path) -> None:
-    frames = np.zeros((10, 4, 4, 3), np.uint8)
+def test_a_camera_that_is_not_there() -> None:
     with pytest.raises(InputError, match=r"no camera 'sid'. Did you mean 'side'"):
-        frame_array(store_of(frames), "sid", tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"could not keep 0.0 GB of frames of 'side'"):
-        frame_array(store_of(frames), "side", tmp_path / "file", limit=10)
-
-
-def test_a_full_disk_is_an_error_and_no_signal(tmp_path: Path) -> None:
-    frames = np.zeros((600, 16, 16, 3), np.uint8)
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(StoreError, match=r"could not keep 0.0 GB of frames of 'side': File too large"):
-            frame_array(store_of(frames), "side", tmp_path, limit=10)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert list(tmp_path.iterdir()) == []
+        ResidentFrames(store_of(np.zeros((10, 4, 4, 3), np.uint8), []), "sid")
