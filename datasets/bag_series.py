@@ -64,6 +64,7 @@ class Table:
         damages: what the files lack.
         undecodable: topic -> (messages, reason) that could not be decoded.
         odd: key -> messages whose numbers were of another count, and so not used.
+        not_finite: key -> messages that hold NaN or infinity among the numbers that are used.
     """
 
     recording: Recording
@@ -74,6 +75,7 @@ class Table:
     damages: list[str]
     undecodable: dict[str, tuple[int, str]]
     odd: dict[str, int]
+    not_finite: dict[str, int]
 
 
 def read_table(recording: Recording, mapping: BagMapping | None) -> Table:
@@ -111,15 +113,17 @@ def read_table(recording: Recording, mapping: BagMapping | None) -> Table:
     found = {name: reader for name, reader in readers.items() if reader is not None}
     for reader in found.values():
         reader.check()
+    columns = {key: column for reader in found.values() for key, column in reader.columns.items()}
     return Table(
         recording,
         counts,
         {name: reader.series() for name, reader in found.items()},
         {name: reader.first_picture for name, reader in found.items() if reader.first_picture},
-        {key: column.names for reader in found.values() for key, column in reader.columns.items()},
+        {key: column.names for key, column in columns.items()},
         damages,
         {name: (reader.bad, reader.bad_reason) for name, reader in found.items() if reader.bad},
-        {key: column.odd for reader in found.values() for key, column in reader.columns.items() if column.odd},
+        {key: column.odd for key, column in columns.items() if column.odd},
+        {key: column.not_finite for key, column in columns.items() if column.not_finite},
     )
 
 
@@ -133,12 +137,15 @@ class _Column:
         self.names = source.joints or kind.leaf_names(source.field)
         self.seen: set[str] = set()
         self.orders: dict[tuple[str, ...], list[int]] = {}
-        self.values, self.odd, self.filled = array("f"), 0, 0
+        self.values, self.filled = array("f"), 0
+        self.odd, self.not_finite = 0, 0
 
     def add(self, message: Any) -> None:
         found = numbers(message, self.source.field)
         if self.source.joints:
             found = self._by_name(message, found)
+        else:
+            self.not_finite += not np.isfinite(found).all()
         if self.width == 0 and len(found):
             self.width = len(found)
             self.values.extend([np.nan] * (self.width * self.filled))
@@ -163,7 +170,9 @@ class _Column:
         if len(found) != len(names):
             self.odd += len(found) > 0
             return np.full(self.width, np.nan)
-        return np.append(found, np.nan)[order]
+        here = np.append(found, np.nan)[order]
+        self.not_finite += not np.isfinite(here[np.array(order) >= 0]).all()
+        return here
 
     def rows(self) -> np.ndarray:
         return np.frombuffer(self.values, np.float32).reshape(self.filled, self.width)

@@ -324,6 +324,9 @@ def _topic_findings(table: Table, mapping: BagMapping) -> list[Finding]:
     for key, odd in table.odd.items():
         message = f"{name}: {odd} messages of '{key}' have another count of numbers than its first"
         found.append(Finding("odd-messages", "warning", message, "They were left out."))
+    for key, bad in table.not_finite.items():
+        message = f"{name}: {bad} messages of '{key}' hold NaN or infinity"
+        found.append(Finding("not-finite", "warning", message, "The last finite value was kept, and ages."))
     unreadable = []
     for topic, count in table.counts.items():
         try:

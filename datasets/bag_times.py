@@ -39,32 +39,32 @@ def timelines(table: Table, stamps: str) -> tuple[list[dict[str, Timeline]], lis
     """Per stretch without a reset: topic -> Timeline; and what is odd about the clocks.
 
     Args:
-        stamps: `header` or `received`; a message without a stamp counts from when it was received.
+        stamps: `header` or `received`; a topic without stamps counts from when its messages were received.
 
     Raises:
         InputError: `stamps` is `header`, but topics that are to be aligned have stamps of different clocks.
     """
     findings = _two_clocks(table, stamps)
-    times = {
-        topic: np.where(series.header_ns > 0, series.header_ns, series.log_ns) if stamps == "header" else series.log_ns
-        for topic, series in table.series.items()
-    }
+    rows = {topic: _usable(series, stamps) for topic, series in table.series.items()}
+    received = {topic: series.log_ns[rows[topic]] for topic, series in table.series.items()}
+    times: dict[str, np.ndarray] = {}
     own: dict[str, list[int]] = {}
     for topic, series in table.series.items():
-        stamped = series.header_ns > 0
-        clocks = [times[topic], *([series.header_ns] if stamped.all() else [])]
+        header = series.header_ns[rows[topic]]
+        stamped = bool((header > 0).all())
+        times[topic] = header if stamps == "header" and stamped else received[topic]
+        clocks = [times[topic], *([header] if stamped else [])]  # a reset is one whichever clock is used
         own[topic] = sorted({row for clock in clocks for row in _resets(clock, f"{table.recording.path}: {topic}")})
     starts: list[int] = []
-    for log_ns in sorted(int(table.series[topic].log_ns[row]) for topic, rows in own.items() for row in rows):
+    for log_ns in sorted(int(received[topic][row]) for topic, resets in own.items() for row in resets):
         if not starts or log_ns > starts[-1] + TOGETHER_NS:
             starts.append(log_ns)
     stretches: list[dict[str, Timeline]] = [{} for _ in range(len(starts) + 1)]
-    for topic, series in table.series.items():
-        cuts = [0, *(_cut(series, own[topic], start) for start in starts), len(series.log_ns)]
+    for topic, time_ns in times.items():
+        cuts = [0, *(_cut(received[topic], own[topic], start) for start in starts), len(time_ns)]
         for stretch, begin, end in zip(stretches, cuts, cuts[1:], strict=False):
             if end > begin:
-                rows = np.arange(begin, end)
-                stretch[topic] = Timeline(rows, np.maximum.accumulate(times[topic][begin:end]))
+                stretch[topic] = Timeline(rows[topic][begin:end], np.maximum.accumulate(time_ns[begin:end]))
     if starts:
         findings.append(
             Finding(
@@ -94,25 +94,32 @@ def _resets(clock: np.ndarray, where: str) -> list[int]:
     return found
 
 
-def _cut(series: Series, own: list[int], start: int) -> int:
+def _usable(series: Series, stamps: str) -> np.ndarray:
+    """(m,) rows that have a time. Where others have stamps, one without was sent before its sender had a clock."""
+    stamped = np.flatnonzero(series.header_ns > 0)
+    return stamped if stamps == "header" and len(stamped) else np.arange(len(series.header_ns))
+
+
+def _cut(received: np.ndarray, own: list[int], start: int) -> int:
     """The row at which a topic's next stretch begins: its own reset near that time, or the first message after it."""
     for row in own:
-        if start <= series.log_ns[row] <= start + TOGETHER_NS:
+        if start <= received[row] <= start + TOGETHER_NS:
             return row
-    return int(np.searchsorted(np.maximum.accumulate(series.log_ns), start))
+    return int(np.searchsorted(np.maximum.accumulate(received), start))
 
 
 def _two_clocks(table: Table, stamps: str) -> list[Finding]:
+    stamped = {topic: series.header_ns > 0 for topic, series in table.series.items()}
     offsets = {
-        topic: series.log_ns - series.header_ns
+        topic: series.log_ns[stamped[topic]] - series.header_ns[stamped[topic]]
         for topic, series in table.series.items()
-        if len(series.log_ns) and (series.header_ns > 0).all()
+        if stamped[topic].any()
     }
     apart = {topic for topic, offset in offsets.items() if abs(np.median(offset)) > APART_NS}
     if not apart:
         return []
-    headers = [table.series[topic].header_ns for topic in apart]
-    received = [table.series[topic].log_ns for topic in apart]
+    headers = [table.series[topic].header_ns[stamped[topic]] for topic in apart]
+    received = [table.series[topic].log_ns[stamped[topic]] for topic in apart]
     finding = Finding(
         "two-clocks",
         "warning",
@@ -128,12 +135,14 @@ def _two_clocks(table: Table, stamps: str) -> list[Finding]:
 def _check_one_clock(table: Table, offsets: dict[str, np.ndarray]) -> None:
     """Raise InputError where a topic's stamps are not on the clock of the topic with most of them."""
     main = max(offsets, key=lambda topic: len(offsets[topic]))
+    clock = table.series[main].log_ns[table.series[main].header_ns > 0]
     for topic, series in table.series.items():
-        if not len(series.log_ns):
+        log_ns = series.log_ns[_usable(series, "header")]
+        if not len(log_ns):
             continue
-        there = np.interp(series.log_ns, table.series[main].log_ns, offsets[main])
-        here = offsets.get(topic, np.zeros(len(series.log_ns)))
         # A sender's clock may be set back within the recording, so offsets are compared at the same time.
+        there = np.interp(log_ns, clock, offsets[main])
+        here = offsets.get(topic, np.zeros(len(log_ns)))
         if np.median(np.abs(there - here)) > APART_NS and not series.texts:
             why = "has stamps of another clock" if topic in offsets else "has messages without a stamp"
             raise InputError(

@@ -107,7 +107,9 @@ def test_joints_that_come_in_different_messages_are_held_and_age(tmp_path):
     rows += [state(k * 0.1 + 0.002, names=("b",), values=(10 * k,)) for k in range(10)]
     rows += [state(0.551, names=("a", "b"), values=(np.nan, 77))]  # no value is no value
     rows += [shot(k * 0.1 + 0.055, k) for k in range(9)]
-    episode = only_episode(opened(tmp_path, rows, BASE))
+    source = opened(tmp_path, rows, BASE)
+    assert checks(source) == ["not-finite"]
+    episode = only_episode(source)
     arm, age = episode.observations["arm"], episode.observations["age_arm"]
     assert arm[:, 0].tolist() == [5, 15, 25, 35, 45, 55, 65, 75, 85]
     assert arm[:, 1].tolist() == [0, 10, 20, 30, 40, 77, 60, 70, 80]
@@ -175,6 +177,21 @@ def test_a_reset_of_the_simulation_begins_another_episode(tmp_path, stamps):
     assert (first.source_id, second.source_id) == ("bag_0.mcap#0", "bag_0.mcap#1")
     assert np.asarray(second.images["wrist"])[:, 0, 0, 0].tolist() == list(range(100, 110))
     np.testing.assert_allclose(second.observations["arm"][:, 0], 5 + np.arange(10) * 0.1, atol=1e-6)
+
+
+def test_messages_sent_before_a_simulation_had_a_clock_are_left_out(tmp_path):
+    rows = [state(k * 0.01 + 5, received=1000 + k * 0.01) for k in range(100)]
+    rows += [shot(k * 0.1 + 5.005, k, received=1000 + k * 0.1 + 0.005) for k in range(9)]
+    early = [bags.joint_state(0, ("a", "b"), (70, 70)), bags.image(0, np.full((4, 6, 3), 70, np.uint8))]
+    rows += [
+        (bags.ns(999), "/joint_states", bags.JOINT_STATE, early[0]),
+        (bags.ns(999), "/camera", bags.IMAGE, early[1]),
+    ]
+    source = opened(tmp_path, rows, BASE | {"images": {"wrist": {"topic": "/camera"}}})
+    assert checks(source) == ["two-clocks"]
+    episode = only_episode(source)
+    assert np.asarray(episode.images["wrist"])[:, 0, 0, 0].tolist() == list(range(9))
+    np.testing.assert_allclose(episode.observations["arm"][:, 0], 5 + np.arange(9) * 0.1, atol=1e-6)
 
 
 def test_one_late_message_is_no_reset(tmp_path):

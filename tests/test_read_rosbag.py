@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,9 @@ import pytest
 
 pytest.importorskip("mcap", reason="rosbag2 needs the extra 'ros'")
 pytest.importorskip("rosbags", reason="rosbag2 needs the extra 'ros'")
+
+sys.path.insert(0, str(Path(__file__).parent))
+from bag_samples import write_db3
 
 from embodied.contracts.errors import ConfigError, InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec
@@ -155,6 +159,21 @@ def test_contract_may_come_from_an_event_or_a_file(tmp_path):
     check_first_episode(import_dataset(path, tmp_path / "s", options={"contract": tmp_path / "contract.json"}))
     with pytest.raises(ConfigError, match="Did you mean 'contract'"):
         import_dataset(path, tmp_path / "t", options={"contrakt": "x"})
+
+
+def test_the_same_bag_in_sqlite3_split_in_two(tmp_path):
+    from mcap.reader import make_reader
+
+    with open(record(tmp_path / "e"), "rb") as file:
+        read = make_reader(file).iter_messages()
+        rows = [(m.log_time, channel.topic, schema.name if schema else "", m.data) for schema, channel, m in read]
+    for part, half in enumerate((rows[:50], rows[50:])):
+        write_db3(tmp_path / "run" / f"run_{part}.db3", half)
+    (tmp_path / "contract.json").write_text(json.dumps(CONTRACT))
+    options = {"contract": tmp_path / "contract.json"}
+    store = import_dataset(tmp_path / "run", tmp_path / "s", options=options)
+    assert store.source_ids == ["run"]
+    check_first_episode(store)
 
 
 def test_joint_names_left_out_of_a_contract_are_the_actions(tmp_path):
