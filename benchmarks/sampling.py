@@ -5,8 +5,8 @@
 - `transitions`: batches of 256 of 1,000,000 transitions (observation 11, action 3) resident on the CPU, beside an IQL
   update (two layers of 256), taken in turns; per step over blocks of 64 steps, since indices are drawn for 64 at once.
 - `draws`: microseconds per batch of 256 rows from 2,000 episodes of 500 rows; n-step and statistics of all in seconds.
-- `frames`: milliseconds to read the frames of one ICVF batch (64 of s, s', g, z) out of 20,000 frames of 64x64, with all,
-  half, a quarter and none of them kept decoded in memory.
+- `frames`: milliseconds to read the frames of one ICVF batch (64 of s, s', g, z) out of 20,000 frames of 64x64 with
+  all, half, a quarter and none of them kept decoded in memory.
 - `prefetch`: milliseconds per ICVF update with the batch made before it and in the background, taken in turns.
 """
 
