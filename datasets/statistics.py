@@ -198,13 +198,10 @@ def _moments(values: np.ndarray) -> tuple[np.ndarray, ...]:
         count = finite.sum(0).astype(np.float64)
         low, high = np.where(finite, values, np.inf).min(0), np.where(finite, values, -np.inf).max(0)
         values = np.where(finite, values, 0.0)
-    share = 1.0 / np.maximum(count, 1)
-    mean = values.sum(0) * share
+    mean = values.sum(0) / np.maximum(count, 1)
     deviation = values - mean
     deviation[~finite] = 0.0
-    rest = deviation.sum(0) * share  # what rounding left in the mean
-    squares = np.einsum("nd,nd->d", deviation, deviation) - count * rest**2
-    return count, mean + rest, np.maximum(squares, 0.0), low, high
+    return count, mean, np.einsum("nd,nd->d", deviation, deviation), low, high
 
 
 def _merged(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:
