@@ -52,9 +52,10 @@ def picture_form(array: NumberArray) -> PictureForm | str:
 
 
 def _are_bytes(rows: np.ndarray) -> bool:
-    scaled = rows.astype(np.float32) * 255
-    whole = bool((np.abs(scaled - np.rint(scaled)) < (0.13 if rows.dtype.itemsize == 2 else 0.01)).all())
-    return whole and bool(((scaled > -0.5) & (scaled < 255.5)).all())
+    tolerance = 0.13 if rows.dtype.itemsize == 2 else 0.01  # of a byte: float16 has eleven bits
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = rows.astype(np.float32) * 255
+        return bool(((np.abs(scaled - np.rint(scaled)) < tolerance) & (scaled > -0.5) & (scaled < 255.5)).all())
 
 
 def frames(

@@ -41,6 +41,7 @@ from embodied.datasets.source import Source, check_options
 
 USED = ("actions", "rewards", "dones", "obs", "next_obs")  # of a demo; what else it holds is listed
 NESTED = 4  # groups of observations in each other
+NUM_OBSERVATIONS = 1000
 NAMED = 5  # demos that a finding names
 
 
@@ -283,11 +284,13 @@ def _layout_of(group: Any, environment: dict[str, Any]) -> Layout:
 
 
 def _below(group: Any, prefix: str, depth: int) -> list[str]:
-    """Paths of what is below a group, groups in groups included."""
+    """Paths of what is below a group, groups in groups included. Raises InputError for more than can be meant."""
     found = []
     for name in members(group):
         inner = _group_or_none(group, name) if depth else None
         found += _below(inner, f"{prefix}{name}/", depth - 1) if inner is not None else [prefix + name]
+        if len(found) > NUM_OBSERVATIONS:  # groups that hold each other have any number of paths
+            raise InputError(f"'obs' holds more than {NUM_OBSERVATIONS} arrays.")
     return found
 
 

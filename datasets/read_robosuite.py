@@ -295,7 +295,8 @@ def _spec(file: Any, reference: str, plan: Plan | None, pictures: Pictures, reme
 
 def _xml(path: Path, file: Any, demo: str) -> str:
     """The demo's model: its attribute holds the XML, or (robosuite 1.0) the name of a file in `models/`."""
-    found = attribute(file[f"data/{demo}"], "model_file")
+    group = group_at(file, f"data/{demo}")
+    found = attribute(group, "model_file") if group is not None else None
     if not isinstance(found, str) or not found:
         raise InputError("it has no 'model_file'")
     if "<" in found:

@@ -27,7 +27,6 @@ from typing import IO, Any
 
 import numpy as np
 
-import embodied
 from embodied.contracts.errors import InputError, MissingExtraError
 
 XML_BYTES = 16 << 20
@@ -247,7 +246,7 @@ class Replayer:
 
     def _started(self) -> "subprocess.Popen[bytes]":
         if self._child is None or self._child.poll() is not None:
-            root = str(Path(embodied.__file__).parents[1])
+            root = str(Path(__file__).absolute().parents[2])  # not resolved: rooms may be links in the package
             paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
             self._loaded = ""
             self._child = subprocess.Popen(

@@ -105,6 +105,13 @@ def hard_link_in_a_circle(file: Any, name: str, rng: np.random.Generator) -> Non
     file[name] = file[parent or "/"]
 
 
+def groups_in_each_other(file: Any, name: str, rng: np.random.Generator) -> None:
+    groups = [found for found in ("data/demo_0/obs", "data/demo_1", "infos", "/") if found in file]
+    group: Any = file[groups[0]]
+    for number in range(40):
+        group[f"again_{number}"] = group
+
+
 def other_file(file: Any, name: str, rng: np.random.Generator) -> None:
     shape = _shape(file, name) or (5,)
     del file[name]
@@ -164,6 +171,7 @@ ATTACKS = [
     bomb,
     link,
     hard_link_in_a_circle,
+    groups_in_each_other,
     other_file,
     swapped_kind,
     no_numbers,
