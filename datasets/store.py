@@ -21,6 +21,7 @@ from embodied.datasets.location import STORAGE_OPTIONS, filesystem, is_remote, l
 from embodied.datasets.read_frames import LocalShards, RemoteShards, ShardReader, readable
 
 BLOCK_BYTES = 8_000_000  # of pictures that are read at once
+FRAME_SETS = {"labels": "label set", "embeddings": "embedding set"}  # kind, a group of the store -> what one is called
 
 SCHEMA_VERSION = 1
 
@@ -229,38 +230,56 @@ class EpisodeStore:
 
         return Frames((stop - start, height, width, channels), blocks)
 
+    def frame_set_names(self, kind: str) -> list[str]:
+        """Names of the sets of one kind of `FRAME_SETS`, sorted."""
+        with self._reading(kind):
+            group = self._group.get(kind)
+            if not isinstance(group, zarr.Group):
+                return []
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ZarrUserWarning)  # a set that is being uploaded is no group yet
+                return sorted(group.group_keys())
+
+    def frame_set(self, kind: str, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The arrays (F, ...) by name of the set `<kind>/<name>`, and its attributes.
+
+        Raises:
+            LabelError: no such set (lists them), one without provenance, of another dataset, or of another length.
+        """
+        what = FRAME_SETS[kind]
+        if name not in (names := self.frame_set_names(kind)):
+            raise LabelError(f"{self.path} has no {what} '{name}'.{suggest(name, names)}")
+        with self._reading(f"{kind}/{name}"):
+            group: Any = self._group[f"{kind}/{name}"]
+        attributes: dict[str, Any] = dict(group.attrs)
+        where = f"{self.path}: {what} '{name}'"
+        if "provenance" not in attributes:
+            raise LabelError(f"{where} is refused: it has no provenance. Make it again with 'embodied label'.")
+        if attributes["provenance"].get("dataset_fingerprint") != self.fingerprint:
+            raise LabelError(f"{where} is refused: its provenance names another dataset. Label this store itself.")
+        with self._reading(f"{kind}/{name}"):
+            arrays = {key: np.asarray(array[:]) for key, array in group.arrays()}
+        for key, array in arrays.items():
+            if len(array) != self.num_frames:
+                raise LabelError(f"{where} has {len(array)} rows of '{key}' for {self.num_frames} frames.")
+        return arrays, attributes
+
     def label_names(self) -> list[str]:
         """Names of the label sets, sorted."""
         with self._reading("labels"):
-            group = self._group.get("labels")
-            if not isinstance(group, zarr.Group):
+            if not isinstance(self._group.get("labels"), zarr.Group):
                 raise StoreError(f"{self.path}: its group 'labels' is gone.\nThe store is damaged: make it again.")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ZarrUserWarning)  # a label set that is being uploaded is no group yet
-                return sorted(group.group_keys())
+        return self.frame_set_names("labels")
 
     def label(self, name: str) -> Label:
-        """The label set `name`.
-
-        Raises:
-            LabelError: no such label set (lists them), or one without provenance, without score, or of another dataset.
-        """
-        if name not in (names := self.label_names()):
-            raise LabelError(f"{self.path} has no label set '{name}'.{suggest(name, names)}")
-        with self._reading(f"labels/{name}"):
-            group: Any = self._group[f"labels/{name}"]
-        attributes: dict[str, Any] = dict(group.attrs)
+        """The label set `name`. Raises LabelError as `frame_set`, or where it has no alignment or no score."""
+        arrays, attributes = self.frame_set("labels", name)
         where = f"{self.path}: label set '{name}'"
-        if missing := [key for key in ("provenance", "alignment") if key not in attributes]:
-            raise LabelError(f"{where} is refused: it has no {missing[0]}. Make it again with 'embodied label'.")
-        if attributes["provenance"].get("dataset_fingerprint") != self.fingerprint:
-            raise LabelError(f"{where} is refused: its provenance names another dataset. Label this store itself.")
-        with self._reading(f"labels/{name}"):
-            arrays = {key: np.asarray(array[:]) for key, array in group.arrays()}
-        score = arrays.pop("score", np.empty(0))
-        if len(score) != self.num_frames:
-            raise LabelError(f"{where} has {len(score)} scores for {self.num_frames} frames.")
-        return Label(name, score, arrays, attributes["provenance"], attributes["alignment"])
+        if "alignment" not in attributes:
+            raise LabelError(f"{where} is refused: it has no alignment. Make it again with 'embodied label'.")
+        if "score" not in arrays:
+            raise LabelError(f"{where} has no 'score'. Make it again with 'embodied label'.")
+        return Label(name, arrays.pop("score"), arrays, attributes["provenance"], attributes["alignment"])
 
 
 def array_specs(spec: DatasetSpec) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -86,7 +86,7 @@ def test_interrupted_pass_resumes_at_the_first_missing_block_with_the_same_files
 
 
 def test_killed_between_rename_and_tidying_up(store, monkeypatch):
-    from embodied.datasets import labels as module
+    from embodied.datasets import frame_sets as module
 
     real = module.shutil.rmtree
 
