@@ -102,6 +102,13 @@ def test_rows_with_too_old_data_are_dropped_counted_and_not_stepped_over(tmp_pat
     assert "2 rows arm older than 0.1 s" in finding.message
 
 
+def test_a_dropped_row_between_close_ones_is_not_stepped_over(tmp_path):
+    rows = [state(k * 0.1) for k in range(9)] + [shot(k * 0.1, k) for k in range(9)] + [shot(0.43, 99)]
+    episode = only_episode(opened(tmp_path, rows, BASE | {"max_age": 0.02}))
+    assert len(episode) == 9
+    assert episode.step_valid.tolist() == [True] * 4 + [False] + [True] * 3 + [False]
+
+
 def test_joints_that_come_in_different_messages_are_held_and_age(tmp_path):
     rows = [state(k * 0.01, names=("a", "wheel"), values=(k, 5)) for k in range(100)]
     rows += [state(k * 0.1 + 0.002, names=("b",), values=(10 * k,)) for k in range(10)]
@@ -196,7 +203,7 @@ def test_messages_sent_before_a_simulation_had_a_clock_are_left_out(tmp_path):
 
 def test_one_late_message_is_no_reset(tmp_path):
     rows = [state(k * 0.01 + 5) for k in range(100)] + [shot(k * 0.1 + 5.005, k) for k in range(9)]
-    rows += [state(5.0, received=5.5001, values=(7, 7, 7))]
+    rows += [state(3.0, received=5.5001, values=(7, 7, 7))]
     source = opened(tmp_path, rows, BASE)
     assert checks(source) == []
     assert source.num_episodes == 1
