@@ -6,6 +6,7 @@ step is a list of fixed size, flattened; its shape stands in the space, or for i
 
 import contextlib
 import math
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -42,7 +43,8 @@ HEADER, COMPRESSION = 2, 3  # slots of Arrow's tables Message and RecordBatch
 
 def episode_folders(data: Path) -> dict[int, Path]:
     """Number -> folder with Arrow or Parquet files."""
-    folders = {int(folder.name): folder for folder in data.iterdir() if re.fullmatch("[0-9]{1,9}", folder.name)}
+    inner = data.iterdir() if os.access(data, os.R_OK) else ()
+    folders = {int(folder.name): folder for folder in inner if re.fullmatch("[0-9]{1,9}", folder.name)}
     return {number: folder for number, folder in sorted(folders.items()) if folder.is_dir() and _parts(folder)}
 
 

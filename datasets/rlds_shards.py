@@ -5,6 +5,7 @@ Shards are found by their names, `<name>-<split>.tfrecord-00000-of-00004`; the f
 
 import dataclasses
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,7 +75,7 @@ def dataset_folders(path: Path) -> Iterator[Path]:
 
 
 def has_shards(folder: Path) -> bool:
-    return any(SHARD.fullmatch(file.name) for file in folder.iterdir())
+    return os.access(folder, os.R_OK) and any(SHARD.fullmatch(file.name) for file in folder.iterdir())
 
 
 def dataset_folder(path: Path) -> Path:

@@ -255,6 +255,17 @@ def test_a_link_out_of_the_file_is_not_followed(tmp_path):
         read_minari.read(root, {}).load(1)
 
 
+def test_without_its_metadata_an_arrow_episode_has_a_row_of_padding(tmp_path):
+    root = write_dataset(tmp_path / "d", "arrow", {0: simple(3)}, OBSERVATIONS, ACTIONS)
+    (root / "data" / "0" / "metadata.json").write_text("{}")
+    assert read_minari.read(root, {}).load(0).step_valid.tolist() == [True, True, True, False]
+    (root / "data" / "0" / "metadata.json").unlink()
+    (root / "data" / "metadata.json").unlink()
+    source = read_minari.read(root, {})
+    assert source.attributes["seeds"] == [None]
+    assert source.load(0).step_valid.tolist() == [True, True, True, False]
+
+
 @storages
 def test_a_truncated_file_costs_its_episode(tmp_path, storage):
     root = write_dataset(tmp_path / "d", storage, {0: simple(20), 1: simple(20)}, OBSERVATIONS, ACTIONS)
