@@ -16,7 +16,7 @@ from embodied.datasets.parquet import batches, is_number, open_parquet, readable
 
 MAX_INFO_BYTES = 16_000_000
 MAX_LINE_BYTES = 4_000_000  # of one line of a .jsonl
-MAX_EPISODES = 1_000_000
+MAX_EPISODES = 300_000
 MAX_TEXT = 10_000  # characters of one task
 BOOKKEEPING = ("timestamp", "frame_index", "episode_index", "index", "task_index")
 PLACEHOLDER = re.compile(r"\{([a-z_]+)(?::0?(\d))?d?\}")

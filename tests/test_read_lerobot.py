@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from embodied.contracts.errors import ConfigError, InputError
-from embodied.datasets import lerobot_data, read_lerobot
+from embodied.datasets import lerobot_data, parquet, read_lerobot
 from embodied.datasets.importer import import_dataset, recognise
 from embodied.datasets.lerobot_cameras import match
 
@@ -116,6 +116,36 @@ def test_outcome_of_an_episode(tmp_path):
     assert source.load(1).step_valid.all()
 
 
+@pytest.mark.parametrize(
+    ("ends", "terminated"),
+    [
+        ({"done": True}, True),
+        ({"done": False}, False),
+        ({"done": True, "truncated": True}, False),
+        ({"done": True, "terminated": False}, False),
+        ({"done": True, "success": False, "terminated": True}, True),
+        ({"success": True}, False),
+    ],
+)
+def test_done_means_over_and_not_that_the_task_ended(tmp_path, ends, terminated):
+    def extra(episode, length):
+        last = np.arange(length) == length - 1
+        return {f"next.{name}": pa.array(last & value) for name, value in ends.items()}
+
+    episode = read(make_v2(tmp_path / "set", lengths=(3,), extra=extra, camera=False)).load(0)
+    assert (bool(episode.terminated[-1]), bool(episode.truncated[-1])) == (terminated, not terminated)
+
+
+def test_episodes_are_found_in_any_order_of_reading(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "MAX_BATCH_ROWS", 2)  # batches end inside episodes
+    source = read(make_v3(tmp_path / "set", lengths=(3, 5, 1, 4, 7), per_file=5))
+    for i in (4, 0, 3, 1, 1, 2, 4):
+        episode = source.load(i)
+        rows = np.arange([3, 5, 1, 4, 7][i])
+        np.testing.assert_array_equal(episode.observations["state"][:, 0], i)
+        np.testing.assert_array_equal(episode.observations["state"][:, 1], rows)
+
+
 def test_files_are_the_truth_and_metadata_a_claim(tmp_path):
     root = make_v2(tmp_path / "set", camera=False)
     edit_info(root, total_frames=999, total_episodes=7)
@@ -208,6 +238,10 @@ def test_match_pairs_rows_and_pictures():
     np.testing.assert_array_equal(match(tenths[:1], 1, tenths[:1], -np.inf, np.inf).chosen, [0])
     with pytest.raises(InputError, match="1 pictures for 2 rows"):
         match(tenths[:2], 2, tenths[:1], -np.inf, np.inf)
+    # Two rows of one time: as many pictures as rows, so each gets its own.
+    np.testing.assert_array_equal(
+        match(np.array([0.0, 0.1, 0.1, 0.2]), 4, tenths[:4], -np.inf, np.inf).chosen, range(4)
+    )
     # Every row finds a picture near it, but two rows the same one.
     with pytest.raises(InputError, match="3 pictures for 4 rows"):
         match(tenths[:4], 4, tenths[:4][[0, 1, 3]], -np.inf, np.inf)
