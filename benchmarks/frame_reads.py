@@ -5,8 +5,8 @@
 
 Pictures: 40 episodes of 51 frames of robosuite/Lift (camera `side`, static; the arm moves), as rendered (`clean`) and
 with Gaussian noise of 2 grey levels per channel as a sensor has (`noisy`). Each contender keeps its files open and
-answers batches of 256 random rows, in one array that is used again; contenders take turns in every round, in alternating
-order. Warm file cache, one thread. HDF5 filters beyond gzip and lzf are measured where `hdf5plugin` can be imported.
+answers batches of 256 random rows, in one array that is used again; contenders take turns in every round, in
+alternating order. Warm file cache, one thread. HDF5 filters beyond gzip and lzf are measured where `hdf5plugin` can be imported.
 HDF5's cache of decoded chunks, 1 MB per demonstration, is off but for one line: these demonstrations are so small that
 it would hold most of them decoded, which it cannot do with thousands.
 """
@@ -40,8 +40,10 @@ from embodied.datasets.write_store import StoreWriter
 
 BATCH = 256
 EPISODES = 40
+MATRIX = 10  # episodes of which the layouts are compared
 NOISE = 2.0  # [grey levels]
 NAME = "observation/images/side"
+STORE = "store"  # its folder
 Read = Callable[[np.ndarray], np.ndarray]
 
 
@@ -248,7 +250,9 @@ def comparison(folder: Path, episodes: list[np.ndarray], rounds: int, seconds: f
             one[f"HDF5 blosc {name} {level} {shuffle}, 1-frame chunks"] = lambda p, filters=filters: hdf5(
                 p, episodes, 1, compression=filters
             )
-    contenders = {name: make(folder / f"{i}.mp4") for i, (name, make) in enumerate(one.items())}
+    contenders = {
+        name: make(folder / (STORE if name == "store" else f"{i}.mp4")) for i, (name, make) in enumerate(one.items())
+    }
     joined = np.concatenate(episodes)
     rows = np.random.default_rng(2).integers(0, len(joined), 32)
     for name, contender in contenders.items():
@@ -264,8 +268,10 @@ def comparison(folder: Path, episodes: list[np.ndarray], rounds: int, seconds: f
             "store_is_times_the_size": round(contenders["store"].size / contender.size, 3),
         }
         contender.close()
-    store = EpisodeStore(folder / "0.mp4")
+    store = EpisodeStore(folder / STORE)
     result["store, 2 threads"] = summary(two_threads(store, len(joined), rounds, seconds))
+    codec: Any = store.array(NAME).compressors[0]
+    result["store_codec"] = f"blosc {codec.cname.value} {codec.clevel} {codec.shuffle.value}"
     return result
 
 
@@ -273,7 +279,7 @@ def sequential(folder: Path, episodes: list[np.ndarray], rounds: int, seconds: f
     """Whole passes, 256 frames at a time: the store, and its former layout (lz4, 200 kB chunks) read by Zarr."""
     from zarr.codecs import BloscCodec
 
-    store = EpisodeStore(folder / "0.mp4")
+    store = EpisodeStore(folder / STORE)
     row_bytes = int(np.prod(episodes[0].shape[1:]))
     chunk = 1 << max(0, int(np.log2(200_000 / row_bytes)))
     lz4 = BloscCodec(cname="lz4", clevel=5, shuffle="noshuffle", typesize=1, blocksize=chunk * row_bytes)
@@ -375,6 +381,7 @@ def matrix(folder: Path, episodes: list[np.ndarray], rounds: int, seconds: float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[84, 224])
+    parser.add_argument("--sequential-sizes", type=int, nargs="*", default=[64], help="of these only whole passes")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.7, help="of each contender in each round")
     parser.add_argument("--no-matrix", dest="matrix", action="store_false")
@@ -382,18 +389,25 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print only")
     arguments = parser.parse_args()
     figures: dict[str, Any] = {"batch": BATCH, "frames": EPISODES * 51, "load_at_start": os.getloadavg()[0]}
-    for size in arguments.sizes:
+    for size in [*arguments.sequential_sizes, *arguments.sizes]:
         clean = pictures(size, arguments.cache)
         for kind, episodes in (("clean", clean), ("noisy", noisy(clean))):
             folder = Path(tempfile.mkdtemp(prefix="frame_reads_"))
             try:
                 case = figures[f"{size}x{size} {kind}"] = {}
+                if size not in arguments.sizes:
+                    write_ours(folder / STORE, episodes)
+                    case["sequential"] = sequential(folder, episodes, arguments.rounds, arguments.seconds)
+                    print(json.dumps(case["sequential"], indent=1), flush=True)
+                    continue
                 case["comparison"] = comparison(folder, episodes, arguments.rounds, arguments.seconds)
                 case["sequential"] = sequential(folder, episodes, arguments.rounds, arguments.seconds)
                 print(json.dumps(case["sequential"], indent=1), flush=True)
                 print(json.dumps({f"{size} {kind}": case["comparison"]}, indent=1), flush=True)
                 if arguments.matrix:
-                    case["layouts"] = matrix(folder, episodes, max(3, arguments.rounds // 2), arguments.seconds / 2)
+                    case["layouts"] = matrix(
+                        folder, episodes[:MATRIX], max(3, arguments.rounds // 2), arguments.seconds / 2
+                    )
                     print(json.dumps(case["layouts"], indent=1), flush=True)
             finally:
                 shutil.rmtree(folder)

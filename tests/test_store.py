@@ -1,11 +1,20 @@
+import multiprocessing
+import operator
+import os
+import shutil
+import threading
+import zlib
+from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
 
 from embodied.contracts.errors import InputError, LabelError, StoreError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
+from embodied.datasets import write_arrays
 from embodied.datasets.episode import Episode, end_flags, padded_last
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.write_store import StoreWriter
@@ -15,6 +24,7 @@ SPEC = DatasetSpec(
     images={"wrist": ArraySpec((8, 8, 3), "uint8"), "side": ArraySpec((8, 8, 3), "uint8")},
     action=ActionSpec((2,)),
 )
+SIDE = "observation/images/side"
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +122,144 @@ def test_fsspec_url_reads_the_same(store):
     assert remote.fingerprint == store.fingerprint
     np.testing.assert_array_equal(remote.frames("side", 5, 9), store.frames("side", 5, 9))
     assert remote.label_names() == []
+
+
+@pytest.fixture
+def sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EpisodeStore:
+    """60 frames in chunks of 2 and shards of 8; episode 1, frames 20 to 39, has no pictures."""
+    monkeypatch.setattr(write_arrays, "PICTURE_CHUNK_BYTES", 2 * 192)
+    monkeypatch.setattr(write_arrays, "SHARD_BYTES", 8 * 192)
+    writer = StoreWriter(tmp_path / "s", DatasetSpec({}, {"side": ArraySpec((8, 8, 3), "uint8")}, None), {})
+    flags = np.zeros(20, bool)
+    for index in range(3):
+        pictures = np.random.default_rng(index).integers(1, 255, (20, 8, 8, 3), dtype=np.uint8)
+        images: dict[str, Any] = {} if index == 1 else {"side": pictures}
+        writer.write_episode(index, Episode({}, images, None, flags, flags, flags, np.arange(20) * 0.1))
+    return writer.finish(3)
+
+
+def pictures_of(store: EpisodeStore) -> np.ndarray:
+    """All of them, read by Zarr itself."""
+    group: Any = zarr.open_group(store.path, mode="r")
+    return np.asarray(group[SIDE])
+
+
+def test_rows_of_many_shards_are_those_that_zarr_reads(sharded):
+    whole = pictures_of(sharded)
+    assert not whole[20:40].any()
+    assert whole[:20].any(axis=(1, 2, 3)).all()
+    rng = np.random.default_rng(0)
+    for count in (1, 7, 200):
+        rows = rng.integers(0, 60, count)
+        np.testing.assert_array_equal(sharded.read_rows(SIDE, rows), whole[rows])
+        out = np.full((count, 8, 8, 3), 9, np.uint8)
+        assert sharded.read_rows(SIDE, rows, out) is out
+        np.testing.assert_array_equal(out, whole[rows])
+    for start, stop in ((0, 60), (3, 4), (5, 47), (17, 17), (-3, None)):
+        np.testing.assert_array_equal(sharded.frames("side", start, stop), whole[start:stop])
+    assert sorted(p.name for p in (Path(sharded.path) / SIDE / "c").iterdir()) == list("012567"), (
+        "3 and 4 are all missing"
+    )
+    with pytest.raises(InputError, match=r"out is float32 \(2, 8, 8, 3\); it must be uint8 \(1, 8, 8, 3\)"):
+        sharded.read_rows(SIDE, np.array([0]), np.zeros((2, 8, 8, 3), np.float32))
+
+
+def test_the_cache_of_indexes_is_bounded(sharded):
+    sharded.array(SIDE)
+    reader = sharded._arrays[SIDE][1]
+    reader._most_indexes = 2
+    for start in range(0, 60, 8):
+        sharded.frames("side", start, start + 8)
+        assert len(reader._indexes) <= 2
+    np.testing.assert_array_equal(sharded.frames("side"), pictures_of(sharded))
+
+
+def test_threads_forked_and_spawned_processes_read_the_same(sharded):
+    whole, found = pictures_of(sharded), []
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(50):
+            rows = rng.integers(0, 60, 16)
+            found.append((sharded.read_rows(SIDE, rows) == whole[rows]).all())
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: os._exit(0 if (sharded.frames("side") == whole).all() else 3)
+    )
+    child.start()  # while the threads read
+    for thread in threads:
+        thread.join()
+    child.join(30)
+    assert child.exitcode == 0
+    assert len(found) == 200
+    assert all(found)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        np.testing.assert_array_equal(pool.apply(operator.methodcaller("frames", "side"), (sharded,)), whole)
+
+
+def index_with(change) -> Any:
+    """Damage the first entry of a shard's index and make its checksum right again."""
+
+    def damage(content: bytearray) -> bytearray:
+        entries = np.frombuffer(bytes(content[-68:-4]), "<u8").reshape(4, 2).copy()
+        change(entries)
+        tail = entries.tobytes()
+        return content[:-68] + tail + google_crc32c.value(tail).to_bytes(4, "little")
+
+    return damage
+
+
+def flip(content: bytearray, at: int) -> bytearray:
+    content[at] ^= 0x55
+    return content
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda content: flip(content, -30), "index of a shard is damaged"),
+        (lambda content: flip(content, -2), "index of a shard is damaged"),
+        (lambda content: content[:40], "cut off"),
+        (lambda content: content[:0], "cut off"),
+        (lambda content: content[: len(content) // 2], "damaged"),
+        (index_with(lambda entries: entries.__setitem__((0, 1), 2**62)), "points outside it"),
+        (index_with(lambda entries: entries.__setitem__((0, 0), 2**63)), "points outside it"),
+        (index_with(lambda entries: entries.__setitem__((0, 1), 5)), "cut off"),
+        (index_with(lambda entries: entries.__setitem__((0, 1), 40)), "a chunk says"),
+        (lambda content: flip(content, 4), "a chunk says that it holds"),
+        (lambda content: flip(content, 12), "a chunk says that it holds"),
+        (lambda content: None, "No such file"),
+    ],
+)
+def test_a_damaged_shard_is_said(sharded, damage, message):
+    whole = pictures_of(sharded)
+    file = Path(sharded.path) / SIDE / "c" / "1" / "0" / "0" / "0"
+    if (content := damage(bytearray(file.read_bytes()))) is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    store = EpisodeStore(sharded.path)
+    np.testing.assert_array_equal(store.frames("side", 0, 8), whole[:8])
+    with pytest.raises(StoreError, match=rf"cannot read '{SIDE}' .*{message}.*\n.*make it again"):
+        store.read_rows(SIDE, np.array([3, 9]))
+
+
+def test_shards_that_are_gone_are_noticed_when_the_camera_is_first_read(sharded):
+    shutil.rmtree(Path(sharded.path) / SIDE / "c" / "1")
+    with pytest.raises(StoreError, match="chunks of 'observation/images/side' are gone"):
+        EpisodeStore(sharded.path).frames("side", 0, 1)
+
+
+def test_the_codec_follows_the_pictures():
+    """The first that stays below 1.28 times gzip: noise needs its bits shuffled, repetition long matches."""
+    rng = np.random.default_rng(0)
+    noise = np.clip(rng.normal(120, 3, (2, 64, 64, 3)), 0, 255).astype(np.uint8)
+    pattern = np.tile(rng.integers(0, 255, (2, 1, 64, 3), dtype=np.uint8), (1, 64, 1, 1))
+    for pictures, name in ((noise, "lz4"), (pattern, "lz4hc")):
+        codec = write_arrays.choose_codec(pictures)
+        assert codec[0] == name
+        gzip = sum(len(zlib.compress(p.tobytes(), 4)) for p in pictures)
+        assert sum(len(write_arrays.compress(p, codec)) for p in pictures) <= 1.28 * gzip
