@@ -144,9 +144,12 @@ def _chosen(video: Video, chosen: np.ndarray) -> Iterator[Any]:
 def _from(video: Video, container: Any, stream: Any, first: int) -> Iterator[Any]:
     """Pictures from the key frame before `first` [ticks] on, damaged ones left out."""
     back = round(1 / video.tick)  # one second
+    # AVI and GIF hold no presentation times: after a seek libav makes up others than from the start.
+    seekable = video.pts is not None and container.format.name.startswith(("mov", "matroska"))
+    start = int(video.pts[0]) if video.pts is not None else first
     # A seek may land on a key frame that is shown after `first`, where pictures are stored in another order than shown.
     for margin in (0, 2 * back, 20 * back):
-        if video.pts is None or first - margin <= video.pts[0]:
+        if not seekable or first - margin <= start:
             break
         container.seek(first - margin, stream=stream, backward=True)
         decoded = _decoded(container, stream, [])
@@ -155,8 +158,8 @@ def _from(video: Video, container: Any, stream: Any, first: int) -> Iterator[Any
             yield frame
             yield from decoded
             return
-    if video.pts is not None and video.pts[0] < first:
-        container.seek(int(video.pts[0]), stream=stream, backward=True)
+    if seekable and start < first:
+        container.seek(start, stream=stream, backward=True)
     yield from _decoded(container, stream, [])
 
 
