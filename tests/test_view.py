@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from made_stores import add_label, make_episode, write_store
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-HOSTILE = "lift <b>it</b> </script><script>document.title='taken'</script><!-- & \u2028 \" '"
+HOSTILE = "lift <b>it</b> </script ></script><script>document.title='taken'</script> <!-- <script x & \u2028 \" '"
 
 
 @pytest.fixture(scope="module")
@@ -199,7 +199,7 @@ def test_without_rerun_its_package_is_named(
     store: EpisodeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "rerun", None)
-    with pytest.raises(MissingExtraError, match="pip install rerun-sdk$"):
+    with pytest.raises(MissingExtraError, match=r"pip install rerun-sdk$"):
         write_rerun(store, 0, tmp_path / "e.rrd")
 
 
