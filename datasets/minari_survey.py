@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,15 +72,18 @@ def num_steps_of(columns: Mapping[str, Column]) -> int:
     return max(lengths.values())
 
 
-def read_flags(columns: Mapping[str, Column], name: str, steps: int) -> np.ndarray:
-    """(N,) bool: `terminations` or `truncations`. Raises InputError: absent or no such array."""
-    return required(columns, name, "numbers").values(steps).reshape(steps, -1)[:, 0] != 0
+def read_scalars(columns: Mapping[str, Column], name: str, steps: int) -> np.ndarray:
+    """(N,) float32: `rewards`, `terminations` or `truncations`. Raises InputError: not one number per step."""
+    column = required(columns, name, "numbers")
+    if math.prod(column.shape) != 1:
+        raise InputError(f"'{name}' has shape {column.shape} per step, not one number.")
+    return column.values(steps).reshape(steps)
 
 
 def _ends(columns: Mapping[str, Column]) -> tuple[int, list[str]]:
     """Steps of one episode, and what is odd about it."""
     steps = num_steps_of(columns)
-    terminations, truncations = (read_flags(columns, name, steps) for name in ("terminations", "truncations"))
+    terminations, truncations = (read_scalars(columns, name, steps) != 0 for name in ("terminations", "truncations"))
     rows = {column.rows for name, column in columns.items() if name.partition("/")[0] == "observations"}
     odd = {
         "no-final-observation": rows == {steps},

@@ -23,7 +23,7 @@ from embodied.datasets.finding import Finding
 from embodied.datasets.hdf5 import EPISODE_BYTES, is_hdf5, is_key, members, open_hdf5, readable, with_final_row
 from embodied.datasets.json_file import read_json
 from embodied.datasets.minari_columns import Column, Space, Storage, read_space, required
-from embodied.datasets.minari_survey import Survey, num_steps_of, read_flags, survey
+from embodied.datasets.minari_survey import Survey, num_steps_of, read_scalars, survey
 from embodied.datasets.source import Source, check_options
 
 MAIN_FILE, METADATA = "main_data.hdf5", "metadata.json"
@@ -123,8 +123,8 @@ def _load(columns: dict[str, Column], layout: Layout, spec: DatasetSpec, source_
             raise InputError(
                 f"'{layout.observations[key]}' has shape {column.shape}, not {spec.observations[key].shape}."
             )
-    terminated = bool(read_flags(columns, "terminations", steps)[-1])
-    read_flags(columns, "truncations", steps)
+    terminated = bool(read_scalars(columns, "terminations", steps)[-1])
+    read_scalars(columns, "truncations", steps)
     step_valid, ends, cuts = end_flags(steps, rows, terminated)
     action = np.concatenate([column.values(steps).reshape(steps, -1) for column in actions], 1)
     images: dict[str, np.ndarray | Frames] = {camera: column.values(rows) for camera, column in pictures.items()}
@@ -136,9 +136,7 @@ def _load(columns: dict[str, Column], layout: Layout, spec: DatasetSpec, source_
         terminated=ends,
         truncated=cuts,
         timestamp=np.zeros(rows),
-        reward=padded_last(required(columns, "rewards", "numbers").values(steps).reshape(steps), rows)
-        if spec.has_reward
-        else None,
+        reward=padded_last(read_scalars(columns, "rewards", steps), rows) if spec.has_reward else None,
         instruction=_instruction(columns, layout.instruction),
         success=_success(columns),
         source_id=source_id,

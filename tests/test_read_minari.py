@@ -154,6 +154,14 @@ def test_an_episode_of_another_length_is_left_out(tmp_path, rows):
 
 
 @storages
+@pytest.mark.parametrize("name", ["rewards", "terminations", "truncations"])
+def test_more_than_one_number_a_step_is_refused(tmp_path, storage, name):
+    source = open_simple(tmp_path, storage, simple(3), simple(3) | {name: np.zeros((3, 2))})
+    with pytest.raises(InputError, match=rf"'{name}' has shape \(2,\) per step, not one number"):
+        source.load(1)
+
+
+@storages
 def test_ends_that_contradict_themselves(tmp_path, storage):
     both = simple(3) | {"truncations": np.array([0, 0, 1], bool)}
     none = simple(3, end="neither")
