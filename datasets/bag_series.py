@@ -1,6 +1,7 @@
 """One recording as arrays: of every topic how much there is, of those that a mapping names numbers and times."""
 
 import dataclasses
+import math
 from array import array
 from typing import Any
 
@@ -145,19 +146,19 @@ class _Column:
         if self.source.joints:
             found = self._by_name(message, found)
         else:
-            self.not_finite += not np.isfinite(found).all()
-        if self.width == 0 and len(found):
+            self.not_finite += not all(map(math.isfinite, found))
+        if self.width == 0 and found:
             self.width = len(found)
-            self.values.extend([np.nan] * (self.width * self.filled))
+            self.values.extend([math.nan] * (self.width * self.filled))
         if len(found) != self.width:
             self.odd += len(found) > 0
-            found = np.full(self.width, np.nan)
+            found = [math.nan] * self.width
         self.filled += 1
         self.values.extend(found)
         if len(self.values) > MAX_VALUES:
             raise InputError(f"has more than {MAX_VALUES} numbers; split the bag with ros2 bag convert")
 
-    def _by_name(self, message: Any, found: np.ndarray) -> np.ndarray:
+    def _by_name(self, message: Any, found: list[float]) -> list[float]:
         if self.names_list is None:
             raise InputError("has no list of names; leave 'joints' out")
         names = tuple(getattr(message, self.names_list))
@@ -169,9 +170,9 @@ class _Column:
         order = self.orders[names]
         if len(found) != len(names):
             self.odd += len(found) > 0
-            return np.full(self.width, np.nan)
-        here = np.append(found, np.nan)[order]
-        self.not_finite += not np.isfinite(here[np.array(order) >= 0]).all()
+            return [math.nan] * self.width
+        here = [found[place] if place >= 0 else math.nan for place in order]
+        self.not_finite += any(place >= 0 and not math.isfinite(found[place]) for place in order)
         return here
 
     def rows(self) -> np.ndarray:

@@ -91,8 +91,8 @@ class MessageType:
                 yield from self._paths(inner[1], f"{path}{listed}.")
 
 
-def numbers(message: Any, path: str) -> np.ndarray:
-    """(n,) float64: what is at a dotted path of a decoded message; a nested message gives its numbers in their order.
+def numbers(message: Any, path: str) -> list[float]:
+    """What is at a dotted path of a decoded message; a nested message gives its numbers in their order.
 
     `points.-1.positions` takes the last of a list. The empty path takes all numbers but the header's.
 
@@ -103,7 +103,7 @@ def numbers(message: Any, path: str) -> np.ndarray:
     for part in [part for part in path.split(".") if part]:
         if part.lstrip("-").isdigit():
             if not isinstance(value, (list, np.ndarray)) or not -len(value) <= int(part) < len(value):
-                return np.zeros(0)  # this message has fewer
+                return []  # this message has fewer
             value = value[int(part)]
         else:
             fields = _field_names(type(value))
@@ -113,7 +113,7 @@ def numbers(message: Any, path: str) -> np.ndarray:
             raise InputError(f"has no field '{part}' in '{path}'.{suggest(part, fields)}")
     out: list[float] = []
     _flatten(value, path, out)
-    return np.array(out)
+    return out
 
 
 @functools.cache
@@ -130,7 +130,7 @@ def _flatten(value: Any, path: str, out: list[float]) -> None:
                 f"holds {value.size} numbers in '{path}'; an observation takes at most {MAX_NUMBERS}. "
                 "Pictures go under images."
             )
-        out.extend(value.astype(np.float64).ravel().tolist())
+        out.extend(map(float, value.ravel().tolist()))
     elif isinstance(value, (bool, int, float, np.number)):
         out.append(float(value))
     elif isinstance(value, list):
