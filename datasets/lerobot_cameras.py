@@ -50,8 +50,9 @@ def match(times: np.ndarray | None, rows: int, seconds: np.ndarray, start: float
     first, last = (int(i) for i in np.searchsorted(seconds, [start - half, stop - half]))
     if stop - start < half:
         last = max(last, first + 1)
-    span = np.arange(first, last)
-    if rows == 0 or len(seconds) == 0:
+    # Only pictures of the episode's own stretch: one too few must not be made up by the next episode's first.
+    span, seconds = np.arange(first, last), seconds[first:last]
+    if rows == 0 or len(span) == 0:
         raise InputError(f"{len(span)} pictures for {rows} rows")
     if times is None:
         if len(span) != rows:
@@ -63,16 +64,16 @@ def match(times: np.ndarray | None, rows: int, seconds: np.ndarray, start: float
     after = np.minimum(np.searchsorted(seconds, wanted), len(seconds) - 1)
     before = np.maximum(after - 1, 0)
     nearest = np.where(wanted - seconds[before] <= seconds[after] - wanted, before, after)
-    deviation = np.abs(seconds[nearest] - wanted).max()
+    deviation = float(np.abs(seconds[nearest] - wanted).max())
     pairs = bool((np.diff(nearest) > 0).all())
     # Timestamps are float32 in the files: after twenty minutes their own steps are above LeRobot's tolerance.
     exact = max(TOLERANCE, float(np.spacing(np.abs(times).max().astype(np.float32))))
     if pairs and deviation <= exact:
-        return Match(nearest, 0.0, max(0, len(span) - rows))
+        return Match(span[nearest], 0.0, len(span) - rows)
     if len(span) == rows:
-        return Match(span, float(np.abs(seconds[span] - wanted).max()), 0)
+        return Match(span, float(np.abs(seconds - wanted).max()), 0)
     if pairs and deviation < half:
-        return Match(nearest, float(deviation), max(0, len(span) - rows))
+        return Match(span[nearest], deviation, len(span) - rows)
     raise InputError(f"{len(span)} pictures for {rows} rows")
 
 

@@ -227,6 +227,8 @@ def test_match_pairs_rows_and_pictures():
     np.testing.assert_array_equal(match(tenths[:5], 5, tenths, 0.99999, 1.49999).chosen, np.arange(10, 15))
     with pytest.raises(InputError, match="2 pictures for 5 rows"):
         match(tenths[:5], 5, tenths, 1.8, 2.3)
+    with pytest.raises(InputError, match="4 pictures for 5 rows"):  # the fifth is the next episode's first
+        match(tenths[:5], 5, tenths, 1.0, 1.4)
     np.testing.assert_array_equal(match(None, 5, tenths, 1.0, 1.5).chosen, np.arange(10, 15))
     with pytest.raises(InputError, match="no timestamps to pair them by"):
         match(None, 6, tenths, 1.0, 1.5)
