@@ -121,7 +121,7 @@ class FrameSetWriter:
         if not self._renamed and not self._sent:
             if missing := [index for index, _, _ in self.blocks()]:
                 raise LabelError(f"{self._title}: {len(missing)} of {self.num_blocks} blocks are missing.")
-            options = {"storage_options": STORAGE_OPTIONS} if self._upload else {}
+            options: dict[str, Any] = {"storage_options": STORAGE_OPTIONS} if self._upload else {}
             zarr.open_group(f"{self.store.path}/{self._kind}", mode="a", zarr_format=3, **options)  # if there is none
             self._staging.publish(lambda folder: self._join(folder, counts), self.path)
         if self._upload:

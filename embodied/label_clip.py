@@ -27,7 +27,9 @@ class LabelClip:
         camera: whose frames.
         model: clip-lift (shipped; knows only the Lift scenes), an open_clip name such as ViT-B-32, or a folder.
         pretrained: open_clip's weights tag or a weights file, for a named model.
-        device: cpu or cuda.
+        precision: of the weights: fp32; bf16, faster where the processor computes in it; fp16 on GPUs.
+        device: cpu or cuda; for several GPUs start with torchrun.
+        workers: processes that share the frames, on a CPU: one per core.
     """
 
     store: Positional[Path]
@@ -38,7 +40,9 @@ class LabelClip:
     camera: str = "side"
     model: str = SHIPPED
     pretrained: str = ""
+    precision: str = "fp32"
     device: str = "cpu"
+    workers: int = 1
 
 
 def touches(config: LabelClip) -> Touches:
@@ -64,7 +68,9 @@ def label_clip(config: LabelClip, progress: Progress) -> dict[str, Any]:
         regularization=config.regularization,
         model=config.model,
         pretrained=config.pretrained,
+        precision=config.precision,
         device=torch_device(config.device),
+        workers=config.workers,
         progress=progress,
     )
     return label_summary(label)

@@ -1,17 +1,21 @@
-"""Label every frame of a store with a labeller, block by block, resumable, with provenance."""
+"""Label every frame of a store, with provenance: by any labeller, block by block; by CLIP, from stored embeddings."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from embodied.contracts.errors import LabelError
+import numpy as np
+
+from embodied.contracts.errors import InputError, LabelError
 from embodied.contracts.protocols import Labeller
 from embodied.contracts.provenance import provenance
 from embodied.datasets.labels import LabelWriter
 from embodied.datasets.store import EpisodeStore, Label
 from embodied.vlm_rewards.clip_encoder import SHIPPED_MODEL, ClipEncoder
-from embodied.vlm_rewards.clip_reward import ClipLabeller, PromptReward
+from embodied.vlm_rewards.clip_reward import PromptReward
+from embodied.vlm_rewards.embeddings import embedding_name, frame_embeddings
 
 Progress = Callable[[int, int, str], None]
+FAILURES_LISTED = 100
 
 
 def label_frames(
@@ -67,13 +71,78 @@ def label_clip(
     pretrained: str = "",
     precision: str = "fp32",
     device: str = "cpu",
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Label:
-    """Write CLIP rewards as the label set `name`; arguments as in `PromptReward` and `ClipEncoder`, errors of both.
+    """Write CLIP rewards as the label set `name`; arguments as in `PromptReward`, `ClipEncoder`, `frame_embeddings`.
 
-    The label's alignment is `post`: the step at frame t is paid the score of frame t + 1.
+    The encoder runs once per model and camera: its embeddings stay in the store. The label's alignment is `post`: the
+    step at frame t is paid the score of frame t + 1. A frame that cannot be decoded gets the score of the nearest
+    frame of its episode that can, the channel `confidence` 0, and is listed in the provenance's counts.
     """
+    if name in store.label_names():
+        raise LabelError(
+            f"{store.path} has a label set '{name}' already.\nLabel sets are never overwritten: name another."
+        )
     store.frames(camera, 0, 0)  # before the model is loaded
-    encoder = ClipEncoder(model, pretrained, precision, device)
-    labeller = ClipLabeller(encoder, PromptReward(encoder, goals, baselines, regularization))
-    return label_frames(store, name, camera, labeller, "clip", labeller.config, progress=progress)
+    load = {"model": model, "pretrained": pretrained, "precision": precision, "device": device}
+    encoder = ClipEncoder(**load)
+    reward = PromptReward(encoder, goals, baselines, regularization)
+    embeddings, valid = frame_embeddings(store, camera, encoder, load, workers, progress)
+    config = {
+        **encoder.identity,
+        **reward.config,
+        "camera": camera,
+        "embeddings": embedding_name(store, camera, encoder),
+    }
+    return write_scores(store, name, "clip", config, reward.of(embeddings), valid)
+
+
+def write_scores(
+    store: EpisodeStore,
+    name: str,
+    labeller_name: str,
+    config: Mapping[str, Any],
+    scores: np.ndarray,
+    valid: np.ndarray | None = None,
+    **inputs: str,
+) -> Label:
+    """Write scores that are all there as the label set `name`.
+
+    Args:
+        scores: (F,) per frame.
+        valid: (F,) bool: False where the score means nothing because the frame could not be seen.
+        inputs: name -> hash of what else the scores were made from.
+
+    Raises:
+        LabelError: the name is taken. InputError: an episode without a single frame that could be seen.
+    """
+    record = provenance(f"label {labeller_name}", config, {"dataset": store.fingerprint, **inputs})
+    record |= {"labeller": labeller_name, "dataset_fingerprint": store.fingerprint}
+    writer = LabelWriter(store, name, record)
+    failed = np.flatnonzero(~valid) if valid is not None else np.zeros(0, np.int64)
+    channels = {}
+    if valid is not None and len(failed):
+        scores = _filled(store, scores, valid)
+        channels["confidence"] = valid.astype(np.float32)
+    for index, start, stop in writer.blocks():
+        parts = {key: channel[start:stop] for key, channel in channels.items()}
+        writer.write_block(index, scores[start:stop], **parts)
+    listed = [int(frame) for frame in failed[:FAILURES_LISTED]]
+    return writer.finish(frames=store.num_frames, failures=len(failed), failed_frames=listed)
+
+
+def _filled(store: EpisodeStore, scores: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Scores of the nearest valid frame of the same episode, the earlier of two, where a frame is not valid."""
+    filled = scores.copy()
+    for episode, (start, length) in enumerate(zip(store.episode_start, store.episode_length, strict=True)):
+        rows = np.arange(start, start + length)
+        good = rows[valid[rows]]
+        if len(good) == 0:
+            raise InputError(
+                f"{store.path}: no frame of episode {episode} can be decoded.\n"
+                f"Leave it out: embodied data drop {store.path} NEW_STORE --episodes {episode}"
+            )
+        for row in rows[~valid[rows]]:
+            filled[row] = scores[good[np.argmin(np.abs(good - row))]]
+    return filled
