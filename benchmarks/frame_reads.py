@@ -6,9 +6,9 @@
 Pictures: 40 episodes of 51 frames of robosuite/Lift (camera `side`, static; the arm moves), as rendered (`clean`) and
 with Gaussian noise of 2 grey levels per channel as a sensor has (`noisy`). Each contender keeps its files open and
 answers batches of 256 random rows, in one array that is used again; contenders take turns in every round, in
-alternating order. Warm file cache, one thread. HDF5 filters beyond gzip and lzf are measured where `hdf5plugin` can be imported.
-HDF5's cache of decoded chunks, 1 MB per demonstration, is off but for one line: these demonstrations are so small that
-it would hold most of them decoded, which it cannot do with thousands.
+alternating order. Warm file cache, one thread. HDF5 filters beyond gzip and lzf are measured where `hdf5plugin` can be
+imported. HDF5's cache of decoded chunks, 1 MB per demonstration, is off but for one line: these demonstrations are so
+small that it would hold most of them decoded, which it cannot do with thousands.
 """
 
 import argparse

@@ -138,7 +138,9 @@ class EpisodeStore:
         """Rows `start` to `stop` of an array, the whole of it by default."""
         array, reader = self._array(name)
         with self._reading(name):
-            return reader.read(np.arange(array.shape[0])[start:stop]) if reader else np.asarray(array[start:stop])
+            if reader:
+                return reader.read(np.arange(*slice(start, stop).indices(array.shape[0])))
+            return np.asarray(array[start:stop])
 
     def read_rows(self, name: str, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Rows of an array by index, in any order: (B,) int -> (B, ...).
