@@ -190,6 +190,14 @@ class Ends:
                 "With rewards that are mostly positive, ending early costs reward: the agent learns not to finish. "
                 "Shift the rewards below zero, or do not terminate at success.",
             )
+        ended = int((succeeded & terminated).sum())
+        if 0 < ended < int(succeeded.sum()):
+            yield Finding(
+                "success-ends-differ",
+                "warning",
+                f"{ended} of {int(succeeded.sum())} successful episodes are terminated, the others are not",
+                "Two conventions are mixed: the same state is worth two things. Set the ends alike in the source.",
+            )
         if int((failed & terminated).sum()):
             yield Finding(
                 "terminal-at-failure",

@@ -271,6 +271,10 @@ def test_ends_success_and_rewards(tmp_path: Path) -> None:
     store = write_store(tmp_path / "endless", endless)
     assert found(store, "no-ends")
     assert found(store, "success-unknown")
+    mixed = [make_episode(index) for index in range(4)]
+    mixed[2].success = True
+    message = found(write_store(tmp_path / "mixed", mixed), "success-ends-differ")[0].message
+    assert message == "2 of 3 successful episodes are terminated, the others are not"
     odd = [make_episode(index) for index in range(4)]
     for row, episode in ((29, odd[1]), (5, odd[0])):
         assert episode.reward is not None

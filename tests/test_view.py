@@ -143,6 +143,7 @@ def test_hostile_text_stays_text_and_nothing_is_loaded(store: EpisodeStore, tmp_
                 value = attributes.get(key) or ""
                 assert value == "" or value.startswith(("data:image/", "episode_")), (tag, value)
     one, two = Page(pages[1]).data, Page(pages[2]).data
+    assert not set("<>&") & set(Page(pages[1]).texts["data"]), "some parsers end a script where others do not"
     assert one["instruction"] == one["source_id"] == HOSTILE
     assert [f["message"] for f in two["findings"]] == [f"two is odd: {HOSTILE}"]
     assert "1 finding<" in pages[0].read_text()
