@@ -172,7 +172,7 @@ def read_layout(info: Info, index: Index) -> Layout:
             layout = dataclasses.replace(layout, action=dataclasses.replace(column, shape=column.shape or (1,)))
         elif name.startswith("next.") and name.removeprefix("next.") in NEXT and np.prod(column.shape) == 1:
             layout.outcome[name.removeprefix("next.")] = column
-        elif name.startswith(("next.", "action.")):
+        elif name.startswith(("next.", "action.")) or name == "actions":
             layout.left_out[as_line(name)] = "neither an observation nor the action"
         else:
             layout.observations[key_of(name, layout.observations)] = column

@@ -338,6 +338,7 @@ def test_columns_of_other_kinds(tmp_path):
             "observation.ragged": pa.array([[0.0] * (1 + i) for i in range(length)]),
             "note": pa.array(["x"] * length),
             "action.gripper": pa.array(np.zeros(length)),
+            "actions": pa.array(np.zeros(length)),
             "observation.images": pa.array(np.zeros(length)),
             "observation.a/b": pa.array(np.zeros(length)),
         }
@@ -352,7 +353,7 @@ def test_columns_of_other_kinds(tmp_path):
         "a_b": (),
         "observation.images": (),
     }
-    assert set(source.attributes["observations_left_out"]) == {"note", "action.gripper"}
+    assert set(source.attributes["observations_left_out"]) == {"note", "action.gripper", "actions"}
     with pytest.raises(InputError, match=r"'.*observation\.ragged' holds lists of 1 to 3 numbers"):
         source.load(0)
 
