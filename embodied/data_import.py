@@ -18,10 +18,10 @@ class DataImport:
     """Read recordings into an EpisodeStore, one episode at a time; interrupted, the same command goes on.
 
     Attributes:
-        source: file or folder to read.
-        store: EpisodeStore to make; must not exist.
-        format: robomimic, d4rl or rosbag2; found out from the source by default.
-        options: for the format's reader; rosbag2 takes: contract BUNDLE/contract.json.
+        source: file, folder or URL to read.
+        store: EpisodeStore to make, a folder or URL; must not exist.
+        format: lerobot, robomimic, robosuite, d4rl, minari, rlds, rosbag2, rosbag1 or video; found out by default.
+        options: for the format's reader, for example mapping FILE for bags, size 84x84 for videos: docs/formats.md.
         licence: of the recordings, kept with the store.
         drop_keys: observations and cameras to leave out.
         strict: refuse the source at its first bad episode; by default bad ones are left out and listed.

@@ -205,7 +205,7 @@ def test_damaged_or_foreign_hdf5(tmp_path: Path, capsys: pytest.CaptureFixture[s
     target = tmp_path / "store"
     expect(capsys, ["data", "import", robomimic(tmp_path / "flat.hdf5", np.zeros(20)), target], "(N, A)", "(20,)")
     text = robomimic(tmp_path / "text.hdf5", np.full((20, 7), b"a"))
-    expect(capsys, ["data", "import", text, target], "must be numbers")
+    expect(capsys, ["data", "import", text, target], "not an array of numbers")
     good = robomimic(tmp_path / "good.hdf5", np.zeros((20, 7)))
     expect(capsys, ["data", "import", good, target, "--options", "control_dt", "0.1"], "no option 'control_dt'")
     with h5py.File(good, "a") as file:
