@@ -36,6 +36,7 @@ from embodied import claim
 from embodied.config import check_keys, fill, to_json
 from embodied.contracts.errors import ConfigError, InputError
 from embodied.contracts.provenance import hash_file, hash_json
+from embodied.datasets.location import filesystem, is_remote, location, remote_errors
 from embodied.progress import Progress, duration
 from embodied.verbs import VERBS, LoadedVerb, Touches, find_verb
 
@@ -283,15 +284,20 @@ def _imports_of(path: Path, mtime_ns: int) -> frozenset[Path]:
 
 def _input_key(path: Path, written: Mapping[Path, str]) -> str:
     """The key of the stage that writes `path` or the nearest folder above it; otherwise its fingerprint."""
-    path = path.absolute()
-    for candidate in (path, *path.parents):
+    absolute = path.absolute()
+    for candidate in (absolute, *absolute.parents):
         if candidate in written:
             return written[candidate]
     return fingerprint(path)
 
 
 def fingerprint(path: Path) -> str:
-    """A store's or label set's own fingerprint; a file's SHA-256; a folder's names, sizes and times; `absent`."""
+    """A store's or label set's own fingerprint; a file's SHA-256; a folder's names, sizes and times; `absent`.
+
+    Of what lies at a URL: a store's own fingerprint, or its files' names and sizes.
+    """
+    if is_remote(path):
+        return _remote_fingerprint(path)
     zarr_json = path / "zarr.json"
     if zarr_json.is_file():
         with contextlib.suppress(ValueError):  # a damaged store: the verb that reads it says so
@@ -304,6 +310,28 @@ def fingerprint(path: Path) -> str:
         files = sorted(p for p in path.rglob("*") if p.is_file())
         return hash_json([[p.relative_to(path).as_posix(), p.stat().st_size, p.stat().st_mtime_ns] for p in files])
     return "absent"
+
+
+def _remote_fingerprint(path: Path) -> str:
+    url = location(path)
+    system, place = filesystem(url)
+    with remote_errors(url):
+        if system.exists(f"{place}/zarr.json"):
+            with contextlib.suppress(ValueError):
+                attributes = json.loads(system.cat_file(f"{place}/zarr.json")).get("attributes", {})
+                if "fingerprint" in attributes:
+                    return str(attributes["fingerprint"])
+        if not system.exists(place):
+            return "absent"
+        return hash_json(sorted([name, info["size"]] for name, info in system.find(place, detail=True).items()))
+
+
+def _exists(path: Path) -> bool:
+    if not is_remote(path):
+        return path.exists()
+    system, place = filesystem(location(path))
+    with remote_errors(location(path)):
+        return bool(system.exists(place))
 
 
 # ---- running -------------------------------------------------------------------------------------
@@ -325,7 +353,7 @@ def is_done(stage: Stage, out: Path) -> bool:
     """Whether the stage ran to its end with this very key and its outputs are still there."""
     marker = _read_marker(out, stage.name)
     return (
-        marker.get("state") == "done" and marker["key"] == stage.key and all(p.exists() for p in stage.touches.writes)
+        marker.get("state") == "done" and marker["key"] == stage.key and all(_exists(p) for p in stage.touches.writes)
     )
 
 
@@ -360,7 +388,7 @@ def _clear_stale(stage: Stage, out: Path) -> None:
     marker = _read_marker(out, stage.name)
     same = marker.get("key") == stage.key
     for path in stage.touches.writes:
-        if path.exists() and not (same and stage.touches.resumable):
+        if _exists(path) and not (same and stage.touches.resumable):
             if str(path) not in marker.get("writes", []) or out not in path.absolute().parents:
                 raise ConfigError(
                     f"Stage '{stage.name}' would overwrite {path}, which this pipeline did not make.\n"

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 
 from embodied import verbs
@@ -299,3 +300,15 @@ def test_fingerprint_of_a_folder_sees_names_sizes_and_times(tmp_path: Path) -> N
     (folder / "x").write_text("2")
     assert fingerprint(folder) != before
     assert fingerprint(tmp_path / "none") == "absent"
+
+
+def test_fingerprint_of_what_lies_at_a_url() -> None:
+    system = fsspec.filesystem("memory")
+    place = Path("memory://test-pipeline/in")
+    assert fingerprint(place) == "absent"
+    system.pipe_file("/test-pipeline/in/a", b"1")
+    first = fingerprint(place)
+    system.pipe_file("/test-pipeline/in/b", b"22")
+    assert fingerprint(place) not in (first, "absent")
+    system.pipe_file("/test-pipeline/in/zarr.json", b'{"attributes": {"fingerprint": "abc"}}')
+    assert fingerprint(place) == "abc"
