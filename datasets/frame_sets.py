@@ -14,7 +14,7 @@ import zarr
 
 from embodied.contracts.errors import LabelError
 from embodied.contracts.provenance import hash_json
-from embodied.datasets.location import STORAGE_OPTIONS, Upload, is_remote, local_place
+from embodied.datasets.location import STORAGE_OPTIONS, Upload, is_remote, local_place, zarr_path
 from embodied.datasets.staging import Staging
 from embodied.datasets.store import FRAME_SETS, EpisodeStore
 from embodied.datasets.write_arrays import ArrayStream
@@ -122,7 +122,9 @@ class FrameSetWriter:
             if missing := [index for index, _, _ in self.blocks()]:
                 raise LabelError(f"{self._title}: {len(missing)} of {self.num_blocks} blocks are missing.")
             options: dict[str, Any] = {"storage_options": STORAGE_OPTIONS} if self._upload else {}
-            zarr.open_group(f"{self.store.path}/{self._kind}", mode="a", zarr_format=3, **options)  # if there is none
+            zarr.open_group(
+                zarr_path(f"{self.store.path}/{self._kind}"), mode="a", zarr_format=3, **options
+            )  # if there is none
             self._staging.publish(lambda folder: self._join(folder, counts), self.path)
         if self._upload:
             if not self._sent:
@@ -133,7 +135,7 @@ class FrameSetWriter:
             self.staging.parent.rmdir()
 
     def _join(self, folder: Path, counts: Mapping[str, Any]) -> None:
-        group = zarr.open_group(folder, mode="w-", zarr_format=3)
+        group = zarr.open_group(zarr_path(folder), mode="w-", zarr_format=3)
         streams: dict[str, ArrayStream] = {}
         for index in range(self.num_blocks):
             with np.load(self._file(index), allow_pickle=False) as file:

@@ -32,6 +32,11 @@ def is_remote(path: str | Path) -> bool:
     return "://" in location(path)
 
 
+def zarr_path(path: str | Path) -> str:
+    """What Zarr is given. Of a relative folder `s` its LocalStore strips `s/` anywhere in a key: `successzarr.json`."""
+    return location(path) if is_remote(path) else str(Path(location(path)).absolute())
+
+
 def cache_folder() -> Path:
     """Where work on remote stores waits: EMBODIED_CACHE, or `embodied` in the user's cache folder."""
     if folder := os.environ.get("EMBODIED_CACHE"):

@@ -17,7 +17,15 @@ from embodied.contracts.errors import EmbodiedError, InputError, LabelError, Sto
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.episode import Episode, Frames
 from embodied.datasets.finding import Finding
-from embodied.datasets.location import STORAGE_OPTIONS, filesystem, is_remote, location, reason, remote_errors
+from embodied.datasets.location import (
+    STORAGE_OPTIONS,
+    filesystem,
+    is_remote,
+    location,
+    reason,
+    remote_errors,
+    zarr_path,
+)
 from embodied.datasets.read_frames import LocalShards, RemoteShards, ShardReader, readable
 
 BLOCK_BYTES = 8_000_000  # of pictures that are read at once
@@ -316,7 +324,7 @@ def _open(path: str) -> zarr.Group:
             with remote_errors(path):
                 group = zarr.open_group(path, mode="r", zarr_format=3, storage_options=STORAGE_OPTIONS)
         else:
-            group = zarr.open_group(path, mode="r", zarr_format=3)
+            group = zarr.open_group(zarr_path(path), mode="r", zarr_format=3)
     except (FileNotFoundError, KeyError, ValueError) as error:
         raise StoreError(f"{path} is not an EpisodeStore: it holds no Zarr v3 group.") from error
     version = group.attrs.get("embodied_schema")

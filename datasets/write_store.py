@@ -14,7 +14,7 @@ from embodied.contracts.provenance import canonical_json, hash_json
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.episode import Episode, blocks_of
 from embodied.datasets.finding import Finding
-from embodied.datasets.location import Upload, is_remote, local_place, location
+from embodied.datasets.location import Upload, is_remote, local_place, location, zarr_path
 from embodied.datasets.read_frames import LocalShards, ShardReader
 from embodied.datasets.staging import Staging
 from embodied.datasets.store import BLOCK_BYTES, SCHEMA_VERSION, EpisodeStore, array_specs
@@ -139,7 +139,7 @@ class StoreWriter:
             more = f" (and {len(skipped) - 1} more)" if len(skipped) > 1 else ""
             raise InputError(f"No episode can be used{more}. {skipped[0].message}")
         num_frames = int(lengths.sum())
-        root = zarr.open_group(folder, mode="w-", zarr_format=3)
+        root = zarr.open_group(zarr_path(folder), mode="w-", zarr_format=3)
         root.create_group("labels")
         codecs = {IMAGES + camera: self._codec(camera, kept) for camera in self.spec.images}
         streams = {
@@ -200,7 +200,7 @@ class StoreWriter:
         folder = self._pictures(index) / camera
         if not folder.exists():
             return None
-        array = zarr.open_array(folder, mode="r", zarr_format=3)
+        array = zarr.open_array(zarr_path(folder), mode="r", zarr_format=3)
         return ShardReader(array, LocalShards(folder, array.ndim))
 
     def _codec(self, camera: str, episodes: Sequence[int]) -> tuple[str, int, str]:
@@ -250,7 +250,7 @@ def _to_arrays(episode: Episode, spec: DatasetSpec) -> dict[str, np.ndarray]:
 
 def _stage_pictures(folder: Path, episode: Episode) -> None:
     """One Zarr array per camera, compressed like the store's: staging an hour of video costs no hour of raw pixels."""
-    group = zarr.open_group(folder, mode="w-", zarr_format=3)
+    group = zarr.open_group(zarr_path(folder), mode="w-", zarr_format=3)
     for camera, pictures in episode.images.items():
         stream = ArrayStream(group, camera, tuple(pictures.shape), "uint8")
         num_rows = 0

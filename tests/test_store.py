@@ -263,3 +263,13 @@ def test_the_codec_follows_the_pictures():
         assert codec[0] == name
         gzip = sum(len(zlib.compress(p.tobytes(), 4)) for p in pictures)
         assert sum(len(write_arrays.compress(p, codec)) for p in pictures) <= 1.28 * gzip
+
+
+@pytest.mark.parametrize("name", ["s", "h", "n", "episode", "labels"])
+def test_a_relative_path_that_ends_the_name_of_an_array_is_a_path(store, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    writer = StoreWriter(name, SPEC, {})
+    writer.write_episode(0, store.episode(0))
+    copy = writer.finish(1)
+    assert copy.success.shape == copy.episode_length.shape == (1,)
+    np.testing.assert_array_equal(EpisodeStore(name).frames("wrist"), store.episode(0).images["wrist"])
