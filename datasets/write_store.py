@@ -1,5 +1,6 @@
 """Writing an EpisodeStore: episodes are staged one by one, then the store appears whole or not at all."""
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -100,7 +101,8 @@ class StoreWriter:
         Memory is bounded by one shard per camera and one episode's other arrays.
 
         Args:
-            findings: kept in the store's attributes, before those of skipped episodes.
+            findings: kept in the store's attributes, before those of skipped episodes. Their episode numbers are those
+                of `write_episode`; the store counts without the skipped ones.
 
         Raises:
             InputError: every episode was skipped; says why the first was.
@@ -190,7 +192,7 @@ class StoreWriter:
                 "array_hashes": digests,
                 "array_chunks": chunks,
                 "fingerprint": hash_json([self.spec.to_json(), digests]),
-                "findings": [finding.to_json() for finding in [*findings, *skipped]],
+                "findings": [finding.to_json() for finding in [*_placed(findings, kept), *skipped]],
                 **self._attributes,
             }
         )
@@ -231,6 +233,20 @@ def _job_of(attributes: Mapping[str, Any]) -> str:
     return hash_json(
         [attributes.get("spec"), provenance.get("config"), provenance.get("inputs"), attributes.get("source")]
     )
+
+
+def _placed(findings: Sequence[Finding], kept: Sequence[int]) -> list[Finding]:
+    """The findings with the store's episode numbers."""
+    place = {index: number for number, index in enumerate(kept)}
+    placed = []
+    for finding in findings:
+        if finding.episode is None or finding.episode in place:
+            number = None if finding.episode is None else place[finding.episode]
+            placed.append(dataclasses.replace(finding, episode=number))
+        else:
+            text = f"episode {finding.episode} of the source, which was left out: {finding.message}"
+            placed.append(dataclasses.replace(finding, episode=None, message=text))
+    return placed
 
 
 def _to_arrays(episode: Episode, spec: DatasetSpec) -> dict[str, np.ndarray]:

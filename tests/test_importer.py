@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import fsspec
@@ -7,6 +8,7 @@ import pytest
 
 from embodied.contracts.errors import InputError, StoreError
 from embodied.datasets import importer
+from embodied.datasets.finding import Finding
 from embodied.datasets.importer import hash_source, import_dataset, recognise
 
 
@@ -95,6 +97,24 @@ def test_a_bad_episode_is_left_out_and_listed(tmp_path):
     (finding,) = (found for found in store.findings if found.check == "episode-left-out")
     assert (finding.severity, finding.episode) == ("error", 2)
     assert "'action' holds nan at index (1, 0)" in finding.message
+
+
+def test_findings_count_the_episodes_that_are_kept(tmp_path, monkeypatch):
+    path = make_d4rl(tmp_path / "d.hdf5")
+    set_action(path, np.nan)
+    real = importer.FORMATS["d4rl"].read
+    said = tuple(Finding("odd", "note", f"number {index}", episode=index) for index in (None, 0, 1, 2))
+
+    def read(path, options):
+        source = real(path, options)
+        bad_first = lambda index: source.load((index + 2) % 3)  # noqa: E731 (the last, bad episode comes first)
+        return dataclasses.replace(source, load=bad_first, findings=said)
+
+    monkeypatch.setattr(importer.FORMATS["d4rl"], "read", read)
+    store = import_dataset(path, tmp_path / "s")
+    odd = [(found.episode, found.message) for found in store.findings if found.check == "odd"]
+    left_out = "episode 0 of the source, which was left out: number 0"
+    assert odd == [(None, "number None"), (None, left_out), (0, "number 1"), (1, "number 2")]
 
 
 def test_a_source_without_a_usable_episode_is_refused_with_the_first_reason(tmp_path):
