@@ -107,7 +107,6 @@ def test_findings_count_the_episodes_that_are_kept(tmp_path, monkeypatch):
 
     def read(path, options):
         source = real(path, options)
-        bad_first = lambda index: source.load((index + 2) % 3)  # noqa: E731 (the last, bad episode comes first)
         # The last, bad episode comes first.
         return dataclasses.replace(source, load=lambda index: source.load((index + 2) % 3), findings=said)
 
