@@ -1,5 +1,6 @@
 """What a store holds, in a form that prints and that JSON takes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,20 +9,24 @@ import numpy as np
 from embodied.contracts.specs import ArraySpec
 from embodied.datasets.finding import SEVERITIES
 from embodied.datasets.location import is_remote
+from embodied.datasets.statistics import QUANTILES, Statistics, store_statistics
 from embodied.datasets.store import EpisodeStore
 
-ROWS_AT_ONCE = 65_536
+SHOWN = ("min", "max", "mean", "std", *QUANTILES)
 INSTRUCTIONS_SHOWN = 20
 
 
 def describe(store: EpisodeStore) -> dict[str, Any]:
-    """Episodes, arrays with units, ranges and sizes, rates, success, labels, findings, origin.
+    """Episodes, arrays with units, statistics and sizes, rates, success, labels, findings, origin.
 
     Reads every array but the images, in blocks.
     """
     lengths, success, spec = store.episode_length, store.success, store.spec
     instructions = list(dict.fromkeys(text for text in store.instructions if text))
     provenance = store.attributes.get("provenance", {})
+    flags = ("step_valid", "terminated", "truncated", "timestamp")
+    numbers = [name for name in store.names() if name not in flags and not name.startswith("observation/images/")]
+    found = store_statistics(store, numbers)  # of actions and rewards: over the steps, as a final row is zero
     return {
         "path": store.path,
         "environment": spec.environment,
@@ -41,10 +46,10 @@ def describe(store: EpisodeStore) -> dict[str, Any]:
         "truncated": int(np.count_nonzero(store.read("truncated"))),
         "instructions": instructions[:INSTRUCTIONS_SHOWN],
         "num_instructions": len(instructions),
-        "observations": {key: _array(store, f"observation/{key}", s) for key, s in spec.observations.items()},
+        "observations": {key: _array(s, found.get(f"observation/{key}")) for key, s in spec.observations.items()},
         "cameras": {camera: _camera(store, camera) for camera in spec.images},
-        "action": _action(store),
-        "reward": _array(store, "reward", ArraySpec(())) if spec.has_reward else None,
+        "action": _action(store, found),
+        "reward": _array(ArraySpec(()), found.get("reward")) if spec.has_reward else None,
         "labels": {name: _label(store, name) for name in store.label_names()},
         "bytes": _bytes(store),
         "sizes": {name: _size(store, name) for name in store.names()},
@@ -65,34 +70,25 @@ def _camera(store: EpisodeStore, camera: str) -> dict[str, Any]:
     return {"shape": list(array.shape[1:]), "dtype": str(array.dtype), "episodes": episodes}
 
 
-def _action(store: EpisodeStore) -> dict[str, Any] | None:
+def _action(store: EpisodeStore, found: Mapping[str, Statistics]) -> dict[str, Any] | None:
     action = store.spec.action
     if action is None:
         return None
-    # Rows of final observations are zero by definition, not by choice of a policy.
-    return _array(store, "action", action, "step_valid") | {
-        "control_mode": action.control_mode,
-        "scale": list(action.scale),
-    }
+    return _array(action, found.get("action")) | {"control_mode": action.control_mode, "scale": list(action.scale)}
 
 
-def _array(store: EpisodeStore, name: str, spec: ArraySpec, only: str | None = None) -> dict[str, Any]:
-    """Shape, unit, names, and the range over all frames per element (or those where the array `only` is true)."""
-    low, high = np.full(spec.shape, np.inf), np.full(spec.shape, -np.inf)
-    for start in range(0, store.num_frames, ROWS_AT_ONCE):
-        rows = store.read(name, start, start + ROWS_AT_ONCE)
-        if only is not None:
-            rows = rows[store.read(only, start, start + ROWS_AT_ONCE)]
-        if len(rows):
-            low, high = np.minimum(low, rows.min(0)), np.maximum(high, rows.max(0))
-    known = bool(np.isfinite(low).all())
+def _array(spec: ArraySpec, found: Statistics | None) -> dict[str, Any]:
+    """Shape, unit, names, and per element what `store_statistics` found; None where there is no finite number."""
+    known = found is not None and bool((found.count > 0).all())
+    values = (
+        {"min": found.min, "max": found.max, "mean": found.mean, "std": found.std, **found.quantiles} if found else {}
+    )
     return {
         "shape": list(spec.shape),
         "unit": spec.unit,
         "names": list(spec.names),
         "privileged": spec.privileged,
-        "min": low.tolist() if known else None,
-        "max": high.tolist() if known else None,
+        **{name: np.asarray(values[name]).tolist() if known else None for name in SHOWN},
     }
 
 
