@@ -82,7 +82,9 @@ def _episode(store: EpisodeStore, camera: str, episode: int, spacing: int, longe
             "warning" if moved else "note",
             f"camera '{camera}' shows one and the same picture for {what} ({run.last - run.first + 1} frames)"
             + (", while the state moves" if moved else ""),
-            "The stream had stopped: leave the episode out." if moved else "Nothing moved, or the stream had stopped.",
+            "The stream had stopped, or nothing in its view moved: look with embodied data view before leaving it out."
+            if moved
+            else "Nothing moved, or the stream had stopped.",
             episode,
         )
 
