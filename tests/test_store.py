@@ -4,6 +4,7 @@ import os
 import shutil
 import threading
 import zlib
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,9 @@ def test_threads_forked_and_spawned_processes_read_the_same(sharded):
     assert child.exitcode == 0
     assert len(found) == 200
     assert all(found)
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        np.testing.assert_array_equal(pool.apply(operator.methodcaller("frames", "side"), (sharded,)), whole)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # says so when its process dies
+        spawned = pool.submit(operator.methodcaller("frames", "side"), sharded)
+        np.testing.assert_array_equal(spawned.result(60), whole)
 
 
 def index_with(change) -> Any:
