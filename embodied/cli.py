@@ -79,10 +79,13 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _split_verb(words: list[str]) -> tuple[str, list[str]]:
-    """The verb's one or two words, and what follows them."""
+    """The verb's two words or one, and what follows them; `pretrain clip` is a verb, and so is `pretrain`."""
+    two = " ".join(words[:2])
+    if two in VERBS:
+        return two, words[2:]
     groups = {verb.split()[0] for verb in VERBS if " " in verb}
-    if words[0] in groups and len(words) > 1 and not words[1].startswith("-"):
-        return " ".join(words[:2]), words[2:]
+    if words[0] not in VERBS and words[0] in groups and len(words) > 1 and not words[1].startswith("-"):
+        return two, words[2:]
     return words[0], words[1:]
 
 
@@ -96,7 +99,8 @@ def overview(group: str = "") -> str:
             "",
             *lines,
         ]
-    lines += [f"  {name:13s}{verb.summary}" for name, verb in verbs.items()]
+    width = max(map(len, VERBS)) + 2
+    lines += [f"  {name:{width}s}{verb.summary}" for name, verb in verbs.items()]
     lines += ["", "'embodied VERB --help' says more; --json prints the result for a machine; --version."]
     return "\n".join(lines)
 
@@ -168,26 +172,9 @@ def _strict(value: Any) -> Any:
 def _text(loaded: LoadedVerb, result: dict[str, Any]) -> str:
     if loaded.as_text is not None:
         return loaded.as_text(result)
-    return "\n".join(_lines(result))
+    from embodied.config import plain_lines
 
-
-def _lines(value: Any, indent: str = "") -> list[str]:
-    """Nested mappings as indented `key: value` lines; long lists are cut to their length."""
-    lines = []
-    for key, item in value.items():
-        if isinstance(item, dict) and item:
-            lines += [f"{indent}{key}:", *_lines(item, indent + "  ")]
-        elif isinstance(item, list) and (len(item) > 12 or any(isinstance(i, dict | list) for i in item)):
-            lines.append(f"{indent}{key}: {len(item)} entries")
-        elif isinstance(item, list):
-            lines.append(f"{indent}{key}: {', '.join(map(_short, item))}")
-        else:
-            lines.append(f"{indent}{key}: {_short(item)}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "\n".join(plain_lines(result))
 
 
 if __name__ == "__main__":

@@ -83,3 +83,22 @@ def torch_device(name: str) -> str:
         here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         raise ConfigError(f"--device: '{name}' cannot be used here. There is: {', '.join(here)}.") from None
     return name
+
+
+def plain_lines(value: Mapping[str, Any], indent: str = "") -> list[str]:
+    """Nested mappings as indented `key: value` lines; long lists are cut to their length."""
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            lines += [f"{indent}{key}:", *plain_lines(item, indent + "  ")]
+        elif isinstance(item, list) and (len(item) > 12 or any(isinstance(i, dict | list) for i in item)):
+            lines.append(f"{indent}{key}: {len(item)} entries")
+        elif isinstance(item, list):
+            lines.append(f"{indent}{key}: {', '.join(map(_short, item))}")
+        else:
+            lines.append(f"{indent}{key}: {_short(item)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

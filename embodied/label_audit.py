@@ -1,6 +1,7 @@
 """`embodied label audit`: before anyone trains on a label set, can it be trusted?"""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def label_audit(config: LabelAudit, progress: Progress) -> dict[str, Any]:
                 scores[key] = join_by_key(_keys(store), _keys(other), labels[key].score)
             except InputError as error:
                 raise InputError(f"--against {config.against}: {error}") from None
-    true_progress, true_reward = _truth(config, store)
+    true_progress, true_reward = known_truth(config.env, store)
     chosen = np.arange(store.num_episodes)
     if config.holdout != 1.0:
         chosen = split_episodes(store, config.holdout, config.seed)[1]
@@ -100,12 +101,16 @@ def _keys(store: Any) -> list[tuple[str, int]]:
     return [(source, frame) for source, length in pairs for frame in range(length)]
 
 
-def _truth(config: LabelAudit, store: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """True progress and true reward (F,) where the environment knows them; the source's own reward otherwise."""
+def known_truth(env: str | None, store: Any) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """True progress and true reward (F,) where the environment knows them; the source's own reward otherwise.
+
+    Args:
+        env: environment that is asked; the store's own by default.
+    """
     from embodied.sim import suites
 
-    name = config.env or store.spec.environment
-    if config.env is not None or name in suites.ENVIRONMENTS:
+    name = env or store.spec.environment
+    if env is not None or name in suites.ENVIRONMENTS:
         return suites.true_progress(name, store), suites.true_reward(name, store)
     if store.spec.has_reward:
         # A step's own reward belongs to the frame it leads to, as a label's score does.
@@ -140,28 +145,35 @@ def _trap(config: LabelAudit, store: Any, score: np.ndarray, alignment: str, cho
 
 def as_text(result: dict[str, Any]) -> str:
     lines = [f"{len(result['episodes'])} episodes of {result['store']}", ""]
-    head = ("label", "verdict", "AUC final frame", "rise in success", "in failure", "true progress", "EPIC")
-    rows: list[tuple[str, ...]] = [head]
-    for name, checks in result["labels"].items():
-        rows.append(
-            (
-                name,
-                checks["verdict"],
-                interval_text(checks["final"], "auc"),
-                interval_text(checks["orientation"]["success"]),
-                interval_text(checks["orientation"]["failure"]),
-                interval_text(checks["progress"]),
-                "-" if checks["epic"] is None else f"{checks['epic']:.2f}",
-            )
-        )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    rows = [("label", "verdict", *CHECKS_HEAD)]
+    rows += [(name, checks["verdict"], *checks_cells(checks)) for name, checks in result["labels"].items()]
+    lines += table_lines(rows)
     for pair in result["agreement"]:
         first, second = pair["labels"]
         lines.append(f"{first} and {second}: Spearman over all frames {pair['pooled']:.2f}")
     for name, checks in result["labels"].items():
         lines += ["", f"{name}: {checks['verdict']}", *(f"  - {reason}" for reason in checks["reasons"])]
     return "\n".join(lines)
+
+
+CHECKS_HEAD: tuple[str, ...] = ("AUC final frame", "rise in success", "in failure", "true progress", "EPIC")
+
+
+def checks_cells(checks: dict[str, Any]) -> tuple[str, ...]:
+    """What `check_label` found, under CHECKS_HEAD."""
+    return (
+        interval_text(checks["final"], "auc"),
+        interval_text(checks["orientation"]["success"]),
+        interval_text(checks["orientation"]["failure"]),
+        interval_text(checks["progress"]),
+        "-" if checks["epic"] is None else f"{checks['epic']:.2f}",
+    )
+
+
+def table_lines(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of cells as lines with aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def interval_text(found: dict[str, Any] | None, key: str = "mean") -> str:

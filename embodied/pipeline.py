@@ -116,8 +116,12 @@ def as_text(result: dict[str, Any]) -> str:
 # ---- reading the file ----------------------------------------------------------------------------
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that is a mapping; a key given twice, which YAML would silently let win, is an error."""
+def load_yaml(path: Path, what: str = "pipeline file", key: str = "stages") -> dict[str, Any]:
+    """A YAML file that is a mapping; a key given twice, which YAML would silently let win, is an error.
+
+    Args:
+        what, key: what the file is and a key it must have, for the messages.
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -134,7 +138,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text()
     except (FileNotFoundError, IsADirectoryError):
-        raise InputError(f"{path}: there is no such pipeline file.") from None
+        raise InputError(f"{path}: there is no such {what}.") from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: this is not a text file.") from None
     try:
@@ -144,7 +148,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
         line = f" line {where.line + 1}" if where else ""
         raise ConfigError(f"{path}:{line} is not YAML: {getattr(error, 'problem', error)}.") from None
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: a pipeline file is a mapping with the key 'stages'.")
+        raise ConfigError(f"{path}: a {what} is a mapping with the key '{key}'.")
     return data
 
 

@@ -62,7 +62,7 @@ def test_overview_names_every_verb_once(capsys: pytest.CaptureFixture[str]) -> N
     text = capsys.readouterr().out
     assert text.strip() == overview()
     for verb in VERBS:
-        assert len(re.findall(rf"^  {verb} ", text, re.MULTILINE)) == 1
+        assert len(re.findall(rf"^  {verb}  ", text, re.MULTILINE)) == 1
     assert main(["data", "--help"]) == 0
     assert "sim collect" not in capsys.readouterr().out
 

@@ -158,7 +158,7 @@ def _prepared(
     """Pixels and validity of each group, one ahead of what is asked for."""
 
     def prepare(group: tuple[int, int, int]) -> tuple[torch.Tensor, np.ndarray]:
-        frames, valid = _readable(store, camera, group[1], group[2])
+        frames, valid = readable_frames(store, camera, group[1], group[2])
         return encoder.prepare(frames), valid
 
     with ThreadPoolExecutor(1) as thread:
@@ -172,7 +172,7 @@ def _prepared(
             yield waiting.result()
 
 
-def _readable(store: EpisodeStore, camera: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+def readable_frames(store: EpisodeStore, camera: str, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """Frames, and which of them could be decoded; those that could not are black."""
     try:
         return store.frames(camera, start, stop), np.ones(stop - start, bool)

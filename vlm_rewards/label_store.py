@@ -123,7 +123,7 @@ def write_scores(
     failed = np.flatnonzero(~valid) if valid is not None else np.zeros(0, np.int64)
     channels = {}
     if valid is not None and len(failed):
-        scores = _filled(store, scores, valid)
+        scores = fill_scores(store, scores, valid)
         channels["confidence"] = valid.astype(np.float32)
     for index, start, stop in writer.blocks():
         parts = {key: channel[start:stop] for key, channel in channels.items()}
@@ -132,7 +132,7 @@ def write_scores(
     return writer.finish(frames=store.num_frames, failures=len(failed), failed_frames=listed)
 
 
-def _filled(store: EpisodeStore, scores: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def fill_scores(store: EpisodeStore, scores: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Scores of the nearest valid frame of the same episode, the earlier of two, where a frame is not valid."""
     filled = scores.copy()
     for episode, (start, length) in enumerate(zip(store.episode_start, store.episode_length, strict=True)):
