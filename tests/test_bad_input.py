@@ -212,7 +212,7 @@ def test_damaged_or_foreign_hdf5(tmp_path: Path, capsys: pytest.CaptureFixture[s
         file["data"].attrs["env_args"] = "[1]"
         del file["data/demo_0/actions"]
         file.create_group("data/demo_0/actions")
-    expect(capsys, ["data", "import", good, target], "no actions")
+    expect(capsys, ["data", "import", good, target], "'actions' is a group")
     with h5py.File(tmp_path / "d4rl.hdf5", "w") as file:
         file.update({"observations": np.zeros((20, 3)), "actions": np.zeros(20), "terminals": np.zeros(20, bool)})
     expect(capsys, ["data", "import", tmp_path / "d4rl.hdf5", target], "(N, A)", "(20,)")

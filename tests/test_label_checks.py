@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -240,3 +241,27 @@ def test_the_verb_names_what_is_wrong(tmp_path: Any, capsys: pytest.CaptureFixtu
     assert "Did you mean 'iql'" in capsys.readouterr().err
     assert main(["label", "audit", str(tmp_path / "s"), "--env", "Lft"]) == 2
     assert "no environment 'Lft'" in capsys.readouterr().err
+
+
+WHO = ("human", "script")
+PAIRS = Path(__file__).parents[1].parent / "shared" / "data" / "pref-unirlhf-human-script"
+
+
+@pytest.mark.skipif(not PAIRS.exists(), reason="real data in ../shared/data is absent")
+@pytest.mark.parametrize("task", sorted(path.stem for path in PAIRS.glob("*.npz")))
+def test_real_labels_of_one_set_of_pairs_agree_only_when_joined_by_key(task: str) -> None:
+    """People and a script judged the same 2,000 pairs, stored in two orders; joined by row the agreement is wrong."""
+    expected = json.loads((PAIRS / "facts.json").read_text())[task]
+    with np.load(PAIRS / f"{task}.npz", allow_pickle=False) as file:
+        human, script = file["human_label"], file["script_label"]
+        keys = [list(zip(file[f"{who}_i1"].tolist(), file[f"{who}_i2"].tolist(), strict=True)) for who in WHO]
+    says = np.where(script[:, 0] == script[:, 1], -1, script.argmax(1))  # -1: a tie
+
+    def agreed(script_says: np.ndarray) -> tuple[int, float]:
+        both = (human >= 0) & (script_says >= 0)
+        return int(both.sum()), float((human == script_says)[both].mean())
+
+    decisive, agreement_by_key = agreed(join_by_key(keys[0], keys[1], says))
+    assert decisive == expected["both_decisive"]
+    assert agreement_by_key == pytest.approx(expected["agreement_joined_by_pair"], abs=5e-5)
+    assert agreed(says)[1] == pytest.approx(expected["agreement_joined_by_row_WRONG"], abs=5e-5)

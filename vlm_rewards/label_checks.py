@@ -273,7 +273,7 @@ def verdict(checks: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def join_by_key(
-    keys: Sequence[tuple[str, int]], other_keys: Sequence[tuple[str, int]], other: np.ndarray
+    keys: Sequence[tuple[Any, Any]], other_keys: Sequence[tuple[Any, Any]], other: np.ndarray
 ) -> np.ndarray:
     """`other` (M,) put into the order of `keys` (F,): frames are matched by (episode's source id, frame number).
 
