@@ -375,6 +375,10 @@ def _run_stage(stage: Stage, out: Path, progress: Progress) -> dict[str, Any]:
     with claim.claimed(stage.touches):
         result = to_json(stage.loaded.run(stage.config, progress))
     progress.close()
+    if stage.loaded.exit_code and (code := stage.loaded.exit_code(result)):
+        # What is wrong was found, not broken: the stages after this one must not build on it.
+        text = stage.loaded.as_text(result) if stage.loaded.as_text else json.dumps(result, indent=1)
+        raise InputError(f"Stage '{stage.name}' ({stage.verb}) ended with exit code {code}.\n{text}")
     seconds = round(time.monotonic() - start, 1)
     progress.say(f"done in {duration(seconds)}")
     peak = [resource.getrusage(who).ru_maxrss / 1e6 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]

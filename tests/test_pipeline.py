@@ -15,7 +15,8 @@ import pytest
 
 from embodied import verbs
 from embodied.contracts.errors import ConfigError, InputError
-from embodied.pipeline import Run, as_text, fingerprint, load_yaml, run
+from embodied.pipeline import Run, fingerprint, load_yaml, run
+from embodied.pipeline import as_text as run_text
 from embodied.progress import Progress
 from embodied.verbs import Touches, Verb
 
@@ -81,7 +82,7 @@ def test_runs_in_order_then_skips_everything(tmp_path: Path) -> None:
     assert CALLS == ["a", "b", "c"]
     assert {s["state"] for s in second["stages"].values()} == {"skipped"}
     assert second["stages"]["b"]["result"] == {"length": 6}
-    assert "skipped" in as_text(second)
+    assert "skipped" in run_text(second)
 
 
 def test_a_change_runs_the_stage_and_its_dependants_only(tmp_path: Path) -> None:
@@ -301,6 +302,23 @@ def test_fingerprint_of_a_folder_sees_names_sizes_and_times(tmp_path: Path) -> N
     (folder / "x").write_text("2")
     assert fingerprint(folder) != before
     assert fingerprint(tmp_path / "none") == "absent"
+
+
+def exit_code(result: dict[str, Any]) -> int:
+    return int(result["length"] == 13)
+
+
+def test_a_stage_that_ends_with_an_exit_code_stops_the_pipeline(tmp_path: Path) -> None:
+    """As `data doctor` does where it finds an error: nothing is built on a store that is not sound."""
+    file = tmp_path / "p.yaml"
+    stages = [
+        "  a: {verb: test copy, target: '{out}/a', text: thirteenchars}",
+        "  b: {verb: test copy, target: '{out}/b'}",
+    ]
+    file.write_text("\n".join(["stages:", *stages]))
+    with pytest.raises(InputError, match=r"Stage 'a' \(test copy\) ended with exit code 1"):
+        run(Run(file, out=tmp_path / "out"), Progress())
+    assert not (tmp_path / "out" / "b").exists()
 
 
 def test_fingerprint_of_what_lies_at_a_url() -> None:
