@@ -232,9 +232,9 @@ def embedded(root: Path, column: str, runs: Sequence[tuple[Path, int, int]], sha
         for (path, start, _), low, high in zip(runs, counts[:-1], counts[1:], strict=True):
             at, end = max(first, int(low)), min(last, int(high))
             if at < end:
-                rows = opened.setdefault(path, Rows(path, [column])) if path in opened else Rows(path, [column])
-                opened[path] = rows
-                yield from _encoded(root, rows, column, start + at - int(low), start + end - int(low))
+                if path not in opened:
+                    opened[path] = Rows(path, [column])
+                yield from _encoded(root, opened[path], column, start + at - int(low), start + end - int(low))
 
     return lazy_pictures((int(counts[-1]), *shape), encoded, f"{runs[0][0]}: '{column}'")
 
