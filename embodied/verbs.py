@@ -84,6 +84,7 @@ VERBS: dict[str, Verb] = {
     "data drop": Verb("embodied.data_edit:data_drop", "leave episodes, observations or cameras out"),
     "sim collect": Verb("embodied.sim_collect:sim_collect", "record episodes in simulation"),
     "pretrain": Verb("embodied.pretrain:pretrain", "value pre-training on frames alone (ICVF)"),
+    "pretrain clip": Verb("embodied.pretrain_clip:pretrain_clip", "a CLIP of your own scenes, from captions"),
     "label clip": Verb("embodied.label_clip:label_clip", "score every frame with CLIP"),
     "label value": Verb("embodied.label_value:label_value", "score every frame with a pre-trained value function"),
     "label goal": Verb("embodied.label_goal:label_goal", "score every frame by its likeness to goal pictures"),

@@ -13,18 +13,11 @@ from embodied.contracts.errors import ConfigError, InputError, TrainingError
 open_clip = pytest.importorskip("open_clip")
 
 from embodied.vlm_rewards.audit import spearman  # noqa: E402
+from embodied.vlm_rewards.caption_pairs import index_captions  # noqa: E402
 from embodied.vlm_rewards.clip_encoder import SHIPPED_MODEL, ClipEncoder  # noqa: E402
 from embodied.vlm_rewards.clip_reward import ClipLabeller, PromptReward  # noqa: E402
-from embodied.vlm_rewards.train_clip import (  # noqa: E402
-    VOCABULARY,
-    KnownWords,
-    SmallClipConfig,
-    augment,
-    contrastive_loss,
-    degree_of_truth,
-    index_captions,
-    train_small_clip,
-)
+from embodied.vlm_rewards.train_clip import VOCABULARY, KnownWords, SmallClipConfig, train_small_clip  # noqa: E402
+from embodied.vlm_rewards.train_contrastive import augment, contrastive_loss, degree_of_truth  # noqa: E402
 
 ROOM = Path(__file__).parents[1] / "vlm_rewards"
 TINY = SmallClipConfig(embedding_dim=16, image_width=8, text_width=16, text_layers=1, text_heads=2, learning_rate=3e-3)
@@ -221,7 +214,7 @@ def test_bad_inputs(tmp_path: Path) -> None:
 
 def test_divergence_is_said_and_nothing_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "embodied.vlm_rewards.train_clip.contrastive_loss", lambda logits, truth: logits.sum() * float("nan")
+        "embodied.vlm_rewards.train_contrastive.contrastive_loss", lambda logits, truth: logits.sum() * float("nan")
     )
     images, sentences, grades = draw_squares(16, seed=1)
     with pytest.raises(TrainingError, match="nan at step 0"):

@@ -23,11 +23,8 @@ task's stages: say so where its labels are reported. It knows the scenes and wor
 """
 
 import dataclasses
-import json
 import math
-import os
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +32,22 @@ import numpy as np
 import torch
 from torch import nn
 
-from embodied.contracts.errors import ConfigError, InputError, MissingExtraError, TrainingError
+from embodied.contracts.errors import InputError, MissingExtraError
 from embodied.contracts.provenance import provenance
+from embodied.vlm_rewards.caption_pairs import CaptionedFrames, index_captions
+from embodied.vlm_rewards.train_contrastive import (
+    Progress,
+    augment,
+    check_run,
+    fit,
+    judge,
+    make_optimizer,
+    set_scale,
+    write_folder,
+)
 
 VOCABULARY = 49408  # size of CLIP's byte-pair vocabulary, which open_clip's default tokenizer uses
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25  # of values in [0, 1]
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,55 +115,6 @@ class SmallClipConfig:
         }
 
 
-def degree_of_truth(grades: torch.Tensor, centres: torch.Tensor, spreads: torch.Tensor, width: float) -> torch.Tensor:
-    """How true each sentence is of each image, in (0, 1].
-
-    T[i, k] = exp(-(grade_i - centre_k)^2 / (2 (width^2 + spread_k^2))). A sentence used for one stage is true there
-    and fades with distance; a sentence used throughout ("a robot arm and a cube") is true everywhere. A softmax of
-    scaled cosines can meet such targets exactly when the embeddings lie on an arc whose angle is proportional to the
-    grade, since cos(x) is 1 - x^2/2 to second order. That is what makes the reward rise with the grade.
-
-    grades: (B,); centres, spreads: (K,) mean and standard deviation of the grades each sentence was used for.
-    """
-    distance = grades[:, None] - centres[None, :]
-    return torch.exp(-0.5 * distance**2 / (width**2 + spreads[None, :] ** 2))
-
-
-def contrastive_loss(logits: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-    """Mean of the image-to-text and text-to-image cross-entropies against soft targets.
-
-    Args:
-        logits: (B, K) scaled cosines.
-        truth: (B, K) non-negative, with a positive entry in each row and column; rows (columns) are normalised to 1.
-
-    Returns:
-        Scalar. With a square identity `truth` this is CLIP's loss.
-    """
-    by_image = truth / truth.sum(1, keepdim=True)
-    by_text = truth / truth.sum(0, keepdim=True)
-    image_to_text = -(by_image * logits.log_softmax(1)).sum(1).mean()
-    text_to_image = -(by_text * logits.log_softmax(0)).sum(0).mean()
-    return 0.5 * (image_to_text + text_to_image)
-
-
-def augment(images: torch.Tensor, max_shift: int, jitter: float, generator: torch.Generator) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1], each shifted (edge repeated) and with its own brightness, contrast and colours."""
-    count, _, height, width = images.shape
-    shift = torch.randint(-max_shift, max_shift + 1, (2, count), generator=generator)
-    rows = (torch.arange(height)[None] + shift[0][:, None]).clamp_(0, height - 1)
-    columns = (torch.arange(width)[None] + shift[1][:, None]).clamp_(0, width - 1)
-    which = torch.arange(count)[:, None, None]
-    shifted = images.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-    def factor(*shape: int) -> torch.Tensor:
-        return 1 + jitter * (2 * torch.rand(shape, generator=generator) - 1)
-
-    mean = shifted.mean((1, 2, 3), keepdim=True)
-    contrasted = (shifted - mean) * factor(count, 1, 1, 1) + mean * factor(count, 1, 1, 1)
-    coloured = contrasted * (1 + 0.5 * (factor(count, 3, 1, 1) - 1))
-    return coloured.clamp_(0, 1)
-
-
 class KnownWords(nn.Module):
     """The rows of the token table that the captions use, stood in for the whole table while training.
 
@@ -188,51 +145,14 @@ class KnownWords(nn.Module):
         return table
 
 
-@dataclasses.dataclass(frozen=True)
-class Captions:
-    """The sentences, numbered."""
-
-    sentences: list[str]
-    of_image: list[np.ndarray]  # N arrays of indices into `sentences`
-    centres: torch.Tensor  # (K,) mean of the grades each is used for
-    spreads: torch.Tensor  # (K,) and their standard deviation
-
-
-def index_captions(captions: Sequence[str | Sequence[str]], grades: np.ndarray | None) -> Captions:
-    """Number the sentences and gather their grades."""
-    rows = [[row] if isinstance(row, str) else list(row) for row in captions]
-    if empty := [index for index, row in enumerate(rows) if not row]:
-        raise InputError(f"captions[{empty[0]}] has no sentence; give each image at least one.")
-    sentences = sorted({sentence for row in rows for sentence in row})
-    if len(sentences) < 2:
-        raise InputError("All captions are the same sentence; a contrast needs at least two.")
-    number = {sentence: index for index, sentence in enumerate(sentences)}
-    of_image = [np.unique([number[sentence] for sentence in row]) for row in rows]
-    centres = np.zeros(len(sentences))
-    spreads = np.zeros(len(sentences))
-    if grades is not None:
-        flat = np.concatenate(of_image)
-        repeated = np.repeat(grades, [len(row) for row in of_image])
-        count = np.bincount(flat)
-        centres = np.bincount(flat, repeated) / count
-        spreads = np.sqrt(np.maximum(np.bincount(flat, repeated**2) / count - centres**2, 0))
-    return Captions(sentences, of_image, torch.from_numpy(centres).float(), torch.from_numpy(spreads).float())
-
-
-def check_inputs(
-    images: np.ndarray, captions: Sequence[str | Sequence[str]], grades: np.ndarray | None, out: Path
-) -> None:
+def check_inputs(images: np.ndarray, captions: Sequence[str | Sequence[str]], grades: np.ndarray | None) -> None:
     """Raise InputError for anything that would fail late or teach nothing."""
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[3] != 3 or images.shape[1] != images.shape[2]:
         raise InputError(f"images must be (N, S, S, 3) uint8, square; got {images.shape} {images.dtype}.")
-    if images.shape[1] % 32:
-        raise InputError(f"The image side must be a multiple of 32 pixels; got {images.shape[1]}.")
     if len(captions) != len(images):
         raise InputError(f"{len(images)} images but {len(captions)} captions; each image needs its own.")
     if grades is not None and (grades.shape != (len(images),) or not ((grades >= 0) & (grades <= 1)).all()):
         raise InputError(f"grades must be ({len(images)},) numbers in [0, 1]; got shape {grades.shape}.")
-    if out.exists():
-        raise InputError(f"{out} exists already.\nChoose another folder, or delete this one to train again.")
 
 
 def build_model(config: SmallClipConfig, image_size: int, seed: int) -> Any:
@@ -244,40 +164,6 @@ def build_model(config: SmallClipConfig, image_size: int, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return CLIP(**config.open_clip_config(image_size)["model_cfg"])
-
-
-def make_optimizer(model: nn.Module, config: SmallClipConfig, steps: int) -> tuple[Any, Any]:
-    """AdamW (decay on matrices only) and its warm-up-then-cosine schedule."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    others = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), eps=1e-6)
-    warmup = max(1, round(config.warmup * steps))
-
-    def rate(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-
-
-def write_folder(model: Any, opened: dict[str, Any], record: dict[str, Any], out: Path) -> None:
-    """The three files, whole or not at all. Matrices are stored as float16; open_clip copies them into float32."""
-    from safetensors.torch import save_file
-
-    tensors = {}
-    for name, tensor in model.state_dict().items():
-        halved = tensor.is_floating_point() and tensor.ndim >= 2
-        tensors[name] = (tensor.half() if halved else tensor).contiguous().clone()
-    partial = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file(tensors, partial / "open_clip_model.safetensors")
-    (partial / "open_clip_model.safetensors").chmod(0o644)  # safetensors makes it private to its owner
-    (partial / "open_clip_config.json").write_text(json.dumps(opened, indent=2) + "\n")
-    (partial / "provenance.json").write_text(json.dumps(record, indent=2, sort_keys=True) + "\n")
-    os.replace(partial, out)
 
 
 def train_small_clip(
@@ -312,87 +198,108 @@ def train_small_clip(
         TrainingError: the loss became NaN.
         MissingExtraError: open_clip is not installed.
     """
-    config = config or SmallClipConfig()
-    out = Path(out_folder)
     grades = None if grades is None else np.asarray(grades, dtype=np.float64)
-    check_inputs(images, captions, grades, out)
-    if steps < 1 or batch < 2:
-        raise ConfigError(f"steps must be at least 1 and batch at least 2; got {steps} and {batch}.")
-    table = index_captions(captions, grades)
-    model = build_model(config, images.shape[1], seed)
-    losses = fit(model, images, table, grades, config, steps, batch, seed, progress or (lambda done, total, text: None))
-    record = provenance(
-        "train_small_clip",
-        {**dataclasses.asdict(config), "steps": steps, "batch": batch, "seed": seed, "uses_grades": grades is not None},
-        {},
-        num_images=len(images),
-        captions=table.sentences,
-        final_loss=float(np.mean(losses[-20:])),
+    check_inputs(images, captions, grades)
+    pairs = CaptionedFrames(
+        lambda numbers: images[numbers], index_captions(captions, grades), grades, np.zeros(len(images), np.int64)
     )
-    write_folder(model, config.open_clip_config(images.shape[1]), record, out)
+    losses, _ = train_on_pairs(pairs, images.shape[1], out_folder, {}, steps, batch, seed, None, config, progress)
     return losses
 
 
-def fit(
+def train_on_pairs(
+    pairs: CaptionedFrames,
+    image_size: int,
+    out_folder: str | Path,
+    inputs: Mapping[str, Any],
+    steps: int,
+    batch: int,
+    seed: int,
+    held_out: CaptionedFrames | None = None,
+    config: SmallClipConfig | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[float], dict[str, Any]]:
+    """`train_small_clip` on pictures that are read as they are needed.
+
+    Args:
+        pairs: with pictures of image_size x image_size pixels, a multiple of 32.
+        inputs: for the provenance: what the pictures and captions are.
+        held_out: pairs to measure retrieval on, before and after.
+
+    Returns:
+        The loss of each step, and `retrieval` before and after (each None without `held_out`).
+
+    Raises:
+        As `train_small_clip`.
+    """
+    config, out = config or SmallClipConfig(), Path(out_folder)
+    check_run(out, steps, batch)
+    if image_size % 32 or image_size < 32:
+        raise InputError(f"The image side must be a multiple of 32 pixels; got {image_size}.")
+    model = build_model(config, image_size, seed)
+    tokenizer = _tokenizer(config)
+
+    def judged() -> dict[str, Any] | None:
+        return judge(model, lambda frames: _pixels(frames)[1], tokenizer, held_out, "cpu", seed)
+
+    before = judged()
+    losses = fit_small(model, pairs, config, steps, batch, seed, progress or (lambda done, total, text: None))
+    found = {"before": before, "after": judged()}
+    record = provenance(
+        "train_small_clip",
+        {
+            **dataclasses.asdict(config),
+            "steps": steps,
+            "batch": batch,
+            "seed": seed,
+            "uses_grades": pairs.grades is not None,
+        },
+        {},
+        num_images=len(pairs),
+        captions=pairs.captions.sentences,
+        final_loss=float(np.mean(losses[-20:])),
+        retrieval=found,
+        trained_on=dict(inputs),
+    )
+    write_folder(model, config.open_clip_config(image_size), record, out)
+    return losses, found
+
+
+def _tokenizer(config: SmallClipConfig) -> Any:
+    import open_clip
+
+    return open_clip.SimpleTokenizer(context_length=config.context_length)
+
+
+def _pixels(frames: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """(B, S, S, 3) uint8 -> (B, 3, S, S) in [0, 1], and the same normalised as the model wants it."""
+    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float() / 255
+    return pixels, (pixels - PIXEL_MEAN) / PIXEL_STD
+
+
+def fit_small(
     model: Any,
-    images: np.ndarray,
-    table: Captions,
-    grades: np.ndarray | None,
+    pairs: CaptionedFrames,
     config: SmallClipConfig,
     steps: int,
     batch: int,
     seed: int,
     progress: Progress,
 ) -> list[float]:
-    """The training loop. Leaves `model` whole and in evaluation mode; returns the losses."""
-    import open_clip
-
+    """Train a small model. Leaves `model` whole and in evaluation mode; returns the losses."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = open_clip.SimpleTokenizer(context_length=config.context_length)(table.sentences)  # (K, context)
+    tokens = _tokenizer(config)(pairs.captions.sentences)  # (K, context)
     words = KnownWords(tokens, config.text_width, config.word_dropout, generator)
     full_embedding, model.token_embedding = model.token_embedding, words
-    if grades is None:
+    set_scale(model, pairs.grades is not None, config.grade_width, config.arc)
+    if pairs.grades is None:
         model.logit_scale.data.fill_(math.log(1 / config.temperature))
-    else:
-        # Cosines along an arc of this angle then have the curvature of degree_of_truth; a learned scale could drift
-        # to a tiny arc with huge logits, where noise is as large as the signal.
-        model.logit_scale.data.fill_(-2 * math.log(config.grade_width * config.arc))
-        model.logit_scale.requires_grad_(False)
+
+    def prepare(frames: np.ndarray) -> torch.Tensor:
+        return (augment(_pixels(frames)[0], config.max_shift, config.jitter, generator) - PIXEL_MEAN) / PIXEL_STD
+
     optimizer, scheduler = make_optimizer(model, config, steps)
-    losses: list[float] = []
-    model.train()
-    for step in range(steps):
-        rng = np.random.Generator(np.random.Philox(key=[seed, step]))
-        chosen = rng.choice(len(images), size=min(batch, len(images)), replace=False)
-        drawn = np.unique([rng.choice(table.of_image[i]) for i in chosen])
-        truth = truth_of(chosen, drawn, table, grades, config.grade_width)  # (B, K)
-        pixels = torch.from_numpy(images[chosen]).permute(0, 3, 1, 2).float() / 255
-        pixels = (augment(pixels, config.max_shift, config.jitter, generator) - PIXEL_MEAN) / PIXEL_STD
-        seen = model.encode_image(pixels, normalize=True)  # (B, D)
-        said = model.encode_text(tokens[drawn], normalize=True)  # (K, D)
-        loss = contrastive_loss(model.logit_scale.exp() * seen @ said.T, truth)
-        if not torch.isfinite(loss):
-            raise TrainingError(f"The loss is {loss.item()} at step {step}; lower learning_rate (nothing was written).")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        model.logit_scale.data.clamp_(0, math.log(100))
-        losses.append(loss.item())
-        if step % 10 == 9 or step == steps - 1:
-            progress(step + 1, steps, f"loss {np.mean(losses[-20:]):.3f}")
+    losses = fit(model, pairs, tokens, prepare, optimizer, scheduler, steps, batch, seed, config.grade_width, progress)
     full_embedding.weight.data.copy_(words.whole_table())
     model.token_embedding = full_embedding
-    model.eval()
     return losses
-
-
-def truth_of(
-    chosen: np.ndarray, drawn: np.ndarray, table: Captions, grades: np.ndarray | None, width: float
-) -> torch.Tensor:
-    """(B, K) targets of the images `chosen` and the sentences `drawn`: `degree_of_truth`, or 0 and 1 without grades."""
-    if grades is None:
-        return torch.from_numpy(np.stack([np.isin(drawn, table.of_image[i]) for i in chosen])).float()
-    of_images = torch.from_numpy(grades[chosen]).float()
-    return degree_of_truth(of_images, table.centres[drawn], table.spreads[drawn], width)
