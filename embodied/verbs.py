@@ -91,7 +91,7 @@ VERBS: dict[str, Verb] = {
     "label success": Verb("embodied.label_success:label_success", "learn success from a few marked frames"),
     "label import": Verb("embodied.label_import:label_import", "read LeRobot's progress sidecar as a label set"),
     "label truth": Verb("embodied.label_truth:label_truth", "the simulator's own reward, to compare with"),
-    "label audit": Verb("embodied.label_audit:label_audit", "does a label rise with true progress?"),
+    "label audit": Verb("embodied.label_audit:label_audit", "can a label be trusted? A verdict, with reasons"),
     "train bc": Verb("embodied.train:train_bc", "behaviour cloning, many seeds at once"),
     "train iql": Verb("embodied.train:train_iql", "implicit Q-learning, many seeds at once"),
     "eval": Verb("embodied.evaluate:evaluate", "success in simulation, with intervals"),
