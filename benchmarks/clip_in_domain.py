@@ -101,9 +101,8 @@ def main() -> None:
         ]
         stages, success = [stage for stage, _ in known], np.array([won for _, won in known], np.int8)
         wins, losses = np.flatnonzero(success == 1).tolist(), np.flatnonzero(success == 0).tolist()
-        splits = (
-            list(itertools.product(wins, losses)) if arguments.leave == "pair" else [(e,) for e in range(len(rows))]
-        )
+        pairs = list(itertools.product(wins, losses))
+        splits: list[tuple[int, ...]] = [*pairs] if arguments.leave == "pair" else [(e,) for e in range(len(rows))]
         rho: dict[int, list[float]] = {episode: [] for episode in range(len(rows))}
         final: dict[int, list[float]] = {episode: [] for episode in range(len(rows))}
         seen, spans = [], []
@@ -126,7 +125,7 @@ def main() -> None:
             others = np.setdiff1d(np.arange(len(rows)), left)
             seen.append(separation(ends[others], success[others]))
     if arguments.leave == "pair":  # final[win] has one score per failure, in the order of `losses`, and so on
-        ahead = [final[w][losses.index(f)] - final[f][wins.index(w)] for w, f in splits]
+        ahead = [final[w][losses.index(f)] - final[f][wins.index(w)] for w, f in pairs]
         estimate = float(np.mean([(d > 0) + 0.5 * (d == 0) for d in ahead]))
         low, high = auc_interval(estimate, len(wins), len(losses))
         found: Any = {"auc": estimate, "low": low, "high": high, "successes": len(wins), "failures": len(losses)}
