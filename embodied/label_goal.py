@@ -22,7 +22,7 @@ class LabelGoal:
         store: an EpisodeStore.
         name: of the new label set.
         goals: EPISODE (its last frame), EPISODE:FRAME or picture files; by default ends of successful episodes.
-        camera: whose frames.
+        camera: whose frames; by default the one the bundle was trained on, or side for a CLIP.
         model: as in 'label clip'; its stored embeddings are used. clip-lift where no --bundle is given.
         pretrained: open_clip's weights tag or a weights file, for a named model.
         bundle: value bundle of 'embodied pretrain', whose image encoder is used instead of a CLIP.
@@ -34,7 +34,7 @@ class LabelGoal:
     store: Positional[Path]
     name: str
     goals: tuple[str, ...] = ()
-    camera: str = "side"
+    camera: str | None = None
     model: str = ""
     pretrained: str = ""
     bundle: Path | None = None
@@ -61,18 +61,16 @@ def label_goal(config: LabelGoal, progress: Progress) -> dict[str, Any]:
     store = EpisodeStore(config.store)
     if config.name in store.label_names():
         raise LabelError(f"{config.store} has a label set '{config.name}' already.\nName another.")
-    store.frames(config.camera, 0, 0)  # an unknown camera is an error before anything is loaded
-    pictures, said = goal_frames(store, config.camera, config.goals)
-    settings: dict[str, Any] = {"camera": config.camera, "goals": said, "score": "cosine to the nearest goal"}
+    bundle = _bundle(config.bundle) if config.bundle is not None else None
+    camera = config.camera or (str(bundle.contract["camera"]) if bundle else "side")
+    store.frames(camera, 0, 0)  # an unknown camera is an error before anything is encoded
+    pictures, said = goal_frames(store, camera, config.goals)
+    settings: dict[str, Any] = {"camera": camera, "goals": said, "score": "cosine to the nearest goal"}
     inputs = {"goals": hashlib.sha256(pictures.tobytes()).hexdigest()}
-    if config.bundle is not None:
-        from embodied.policies.bundle import load_value
+    if bundle is not None:
         from embodied.vlm_rewards.goal_similarity import similarity_by
 
-        bundle = load_value(config.bundle)
-        if bundle.encoder is None:
-            raise ConfigError(f"--bundle: {config.bundle} was trained on states, not on pictures.")
-        scores, valid = similarity_by(store, config.camera, bundle.encode, bundle.encode(pictures), progress)
+        scores, valid = similarity_by(store, camera, bundle.encode, bundle.encode(pictures), progress)
         settings["bundle"] = inputs["bundle"] = bundle.fingerprint
     else:
         from embodied.vlm_rewards.clip_encoder import ClipEncoder
@@ -86,7 +84,17 @@ def label_goal(config: LabelGoal, progress: Progress) -> dict[str, Any]:
             "device": torch_device(config.device),
         }
         encoder = ClipEncoder(**load)
-        embeddings, valid = frame_embeddings(store, config.camera, encoder, load, config.workers, progress)
+        embeddings, valid = frame_embeddings(store, camera, encoder, load, config.workers, progress)
         scores = nearest_cosine(embeddings, encoder.embed(pictures))
-        settings |= {**encoder.identity, "embeddings": embedding_name(store, config.camera, encoder)}
+        settings |= {**encoder.identity, "embeddings": embedding_name(store, camera, encoder)}
     return label_summary(write_scores(store, config.name, "goal", settings, scores, valid, **inputs))
+
+
+def _bundle(path: Path) -> Any:
+    """The value bundle at `path`, which must see pictures."""
+    from embodied.policies.bundle import load_value
+
+    bundle = load_value(path)
+    if bundle.encoder is None:
+        raise ConfigError(f"--bundle: {path} was trained on states, not on pictures.")
+    return bundle

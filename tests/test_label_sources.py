@@ -203,6 +203,8 @@ def test_goal_similarity_by_a_value_bundle(store: EpisodeStore, tmp_path: Path, 
     states /= np.linalg.norm(states, axis=1, keepdims=True)
     np.testing.assert_allclose(label.score, states @ states[2], atol=1e-5)
     assert label.provenance["inputs"]["bundle"] == load_value(bundle).fingerprint
+    assert label.provenance["config"]["camera"] == "side", "the bundle's own"
+    assert "no camera 'front'" in run([*command, "--name", "c", "--camera", "front"], capsys, 2)
     assert "two encoders" in run([*command, "--name", "c", "--model", "clip-lift"], capsys, 2)
     assert "already" in run([*command, "--name", "b"], capsys, 2)
 
@@ -215,6 +217,10 @@ def test_frames_that_cannot_be_decoded_are_marked(store: EpisodeStore, monkeypat
 
     monkeypatch.setattr(goal_similarity, "readable_frames", readable)
     monkeypatch.setattr(goal_similarity, "BLOCK", 6)
+    monkeypatch.setattr(EpisodeStore, "has_camera", lambda self, camera: np.arange(6) != 2)
+    with pytest.raises(InputError, match="1 of 6 episodes have no pictures of 'side', first episode 2"):
+        similarity_by(store, "side", lambda frames: frames.mean((1, 2)), np.ones((1, 3)))
+    monkeypatch.setattr(EpisodeStore, "has_camera", lambda self, camera: np.ones(6, bool))
     means = store.frames("side").mean((1, 2))
     scores, valid = similarity_by(store, "side", lambda frames: frames.mean((1, 2)), means[:1])
     assert np.flatnonzero(~valid).tolist() == [4]

@@ -56,8 +56,8 @@ def frame_embeddings(
     return arrays["vector"], arrays["valid"] > 0
 
 
-def embedding_name(store: EpisodeStore, camera: str, encoder: ClipEncoder) -> str:
-    """`<camera>-<hash>` over everything that decides an embedding. Raises InputError as `frame_embeddings`."""
+def require_pictures(store: EpisodeStore, camera: str) -> None:
+    """Raise InputError where the camera is unknown or some episodes have no pictures of it: they would be black."""
     missing = ~store.has_camera(camera)
     if missing.any():
         raise InputError(
@@ -65,6 +65,11 @@ def embedding_name(store: EpisodeStore, camera: str, encoder: ClipEncoder) -> st
             f"first episode {int(np.argmax(missing))}.\nLeave them out: "
             f"embodied data filter {store.path} NEW_STORE --where \"has_camera('{camera}')\""
         )
+
+
+def embedding_name(store: EpisodeStore, camera: str, encoder: ClipEncoder) -> str:
+    """`<camera>-<hash>` over everything that decides an embedding. Raises InputError as `frame_embeddings`."""
+    require_pictures(store, camera)
     return f"{camera}-{hash_json(encoder.identity)[:16]}"
 
 

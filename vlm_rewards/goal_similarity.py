@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 from embodied.datasets.store import EpisodeStore
-from embodied.vlm_rewards.embeddings import Progress, readable_frames
+from embodied.vlm_rewards.embeddings import Progress, readable_frames, require_pictures
 
 BLOCK = 256  # frames per call of an encoder whose embeddings are not kept
 
@@ -37,7 +37,11 @@ def similarity_by(
 
     Returns:
         (F,) float64, and (F,) bool: False where a frame cannot be decoded and its score means nothing.
+
+    Raises:
+        InputError: no such camera, or one that some episodes have no pictures of.
     """
+    require_pictures(store, camera)
     scores, valid = np.zeros(store.num_frames), np.zeros(store.num_frames, bool)
     for start in range(0, store.num_frames, BLOCK):
         stop = min(start + BLOCK, store.num_frames)
