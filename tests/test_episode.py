@@ -131,6 +131,6 @@ def test_single_row_without_terminal_has_no_actions():
     for name in ("action", "step_valid", "terminated", "truncated", "timestamp"):
         setattr(episode, name, getattr(episode, name)[1:])
     episode.observations = {k: v[1:] for k, v in episode.observations.items()}
-    episode.images = {k: v[1:] for k, v in episode.images.items()}
+    episode.images = {k: np.asarray(v)[1:] for k, v in episode.images.items()}
     with pytest.raises(InputError, match="no actions"):
         episode.check(SPEC)
