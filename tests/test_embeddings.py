@@ -1,5 +1,8 @@
 """Stored embeddings: made once, the same bytes however they are made, honest about frames that cannot be read."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +159,23 @@ def test_refusals(tmp_path: Path, folder: str) -> None:
     assert vectors.shape == (FRAMES, 16)
     assert valid.all()
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+
+
+def test_ranks_of_a_torchrun_share_the_frames_and_one_writes(tmp_path: Path, folder: str) -> None:
+    for name in ("alone", "shared"):
+        make_store(tmp_path / name)
+    command = ["-m", "embodied.cli", "label", "clip", "STORE", "--name", "clip", "--goal", "up", "--model", folder]
+    command += ["--regularization", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for name, start in (
+        ("alone", []),
+        ("shared", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]),
+    ):
+        words = [str(tmp_path / name) if word == "STORE" else word for word in command]
+        program = [sys.executable, *start, *([sys.executable] if start else []), *words]
+        done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr[-2000:]
+    alone, shared = EpisodeStore(tmp_path / "alone"), EpisodeStore(tmp_path / "shared")
+    assert arrays(shared, "embeddings") == arrays(alone, "embeddings")
+    assert arrays(shared, "labels") == arrays(alone, "labels")
+    assert not list(tmp_path.glob("*partial*"))

@@ -5,7 +5,6 @@ never runs it again.
 """
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +17,7 @@ from embodied.contracts.provenance import hash_json, provenance
 from embodied.datasets.frame_sets import FrameSetWriter
 from embodied.datasets.store import EpisodeStore
 from embodied.vlm_rewards.clip_encoder import ClipEncoder
+from embodied.vlm_rewards.ranks import rank_and_world, wait_for_all
 
 KIND = "embeddings"
 BLOCK = 256  # frames per staged block; a multiple of every encoder's forward pass, so that passes always start alike
@@ -50,6 +50,7 @@ def frame_embeddings(
         InputError: no such camera, or one that some episodes have no pictures of.
     """
     name = embedding_name(store, camera, encoder)
+    wait_for_all()  # every rank has looked whether its output is free before one of them writes
     if name not in store.frame_set_names(KIND):
         _embed(store, camera, encoder, load, workers, progress)
     arrays, _ = store.frame_set(KIND, name)
@@ -81,11 +82,9 @@ def _embed(
     workers: int,
     progress: Progress | None,
 ) -> None:
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world = rank_and_world()
     if workers < 1 or (workers > 1 and (world > 1 or torch.device(load["device"]).type != "cpu")):
         raise ConfigError(f"workers is {workers}; more than 1 are for CPUs. On several GPUs start with torchrun.")
-    if world > 1:
-        torch.distributed.init_process_group("gloo")
     writer = _writer(store, camera, encoder)
     if workers > 1:
         context = multiprocessing.get_context("spawn")
@@ -102,13 +101,10 @@ def _embed(
                 raise StoreError(f"A worker ended with code {process.exitcode}. Run the command again: it goes on.")
     else:
         _fill(writer, store, camera, encoder, rank, world, progress)
-    if world > 1:
-        torch.distributed.barrier()
+    wait_for_all()
     if rank == 0:
         writer.finish()
-    if world > 1:
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    wait_for_all()
 
 
 def _work(path: str, camera: str, load: dict[str, Any], number: int, workers: int) -> None:

@@ -13,6 +13,7 @@ from embodied.datasets.store import EpisodeStore, Label
 from embodied.vlm_rewards.clip_encoder import SHIPPED_MODEL, ClipEncoder
 from embodied.vlm_rewards.clip_reward import PromptReward
 from embodied.vlm_rewards.embeddings import embedding_name, frame_embeddings
+from embodied.vlm_rewards.ranks import rank_and_world, wait_for_all
 
 Progress = Callable[[int, int, str], None]
 FAILURES_LISTED = 100
@@ -117,6 +118,9 @@ def write_scores(
     Raises:
         LabelError: the name is taken. InputError: an episode without a single frame that could be seen.
     """
+    if rank_and_world()[0] > 0:  # of a torchrun, one process writes
+        wait_for_all()
+        return store.label(name)
     record = provenance(f"label {labeller_name}", config, {"dataset": store.fingerprint, **inputs})
     record |= {"labeller": labeller_name, "dataset_fingerprint": store.fingerprint}
     writer = LabelWriter(store, name, record)
@@ -129,7 +133,9 @@ def write_scores(
         parts = {key: channel[start:stop] for key, channel in channels.items()}
         writer.write_block(index, scores[start:stop], **parts)
     listed = [int(frame) for frame in failed[:FAILURES_LISTED]]
-    return writer.finish(frames=store.num_frames, failures=len(failed), failed_frames=listed)
+    label = writer.finish(frames=store.num_frames, failures=len(failed), failed_frames=listed)
+    wait_for_all()
+    return label
 
 
 def fill_scores(store: EpisodeStore, scores: np.ndarray, valid: np.ndarray) -> np.ndarray:
