@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+from embodied.datasets.statistics import QUANTILES
+
 PICTURE_SIDE = 150  # larger pictures are thinned out to about this many pixels per side, as LeRobot does
 
 

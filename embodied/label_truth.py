@@ -6,6 +6,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
+from embodied.label_files import label_writes
 from embodied.progress import Progress
 from embodied.verbs import Touches
 
@@ -26,8 +27,7 @@ class LabelTruth:
 
 
 def touches(config: LabelTruth) -> Touches:
-    label = config.store / "labels" / config.name
-    return Touches((config.store,), (label,), (Path(f"{config.store}.labels-partial") / config.name,))
+    return Touches((config.store,), *label_writes(config.store, config.name))
 
 
 def label_truth(config: LabelTruth, progress: Progress) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from embodied.contracts.errors import ConfigError
+from embodied.label_files import label_writes
 from embodied.progress import Progress
 from embodied.verbs import Touches
 
@@ -35,8 +36,7 @@ class LabelValue:
 
 
 def touches(config: LabelValue) -> Touches:
-    label = config.store / "labels" / config.name
-    return Touches((config.store, config.bundle), (label,), (Path(f"{config.store}.labels-partial") / config.name,))
+    return Touches((config.store, config.bundle), *label_writes(config.store, config.name))
 
 
 def label_value(config: LabelValue, progress: Progress) -> dict[str, Any]:
@@ -45,12 +45,15 @@ def label_value(config: LabelValue, progress: Progress) -> dict[str, Any]:
     from embodied.datasets.labels import LabelWriter
     from embodied.datasets.store import EpisodeStore
     from embodied.policies.bundle import load_value
+    from embodied.policies.encode import goal_values
+    from embodied.vlm_rewards.embeddings import require_pictures
     from embodied.vlm_rewards.goal_frames import goal_frames
 
     store, bundle = EpisodeStore(config.store), load_value(config.bundle)
     if bundle.encoder is None:
         raise ConfigError(f"--bundle: {config.bundle} was trained on states, not on pictures.")
     camera = config.camera or str(bundle.contract["camera"])
+    require_pictures(store, camera)
     pictures, said = goal_frames(store, camera, config.goals)
     goals = bundle.encode(pictures)
     discount = float(bundle.config["learner"]["discount"])
@@ -66,9 +69,7 @@ def label_value(config: LabelValue, progress: Progress) -> dict[str, Any]:
     writer = LabelWriter(store, config.name, record, block=256)
 
     def value(start: int, stop: int) -> np.ndarray:
-        """(stop - start,) mean over the goals of V(s, g, g)."""
-        states = bundle.encode(store.frames(camera, start, stop))
-        return np.mean([bundle.value(states, np.repeat(goal[None], len(states), 0)) for goal in goals], axis=0)
+        return goal_values(bundle, store.frames(camera, start, stop), goals)
 
     for index, start, stop in writer.blocks():
         before = min(start, 1)  # the potential of a block's first frame needs the frame before it

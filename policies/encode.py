@@ -27,23 +27,14 @@ def encode_frames(
     return out
 
 
-def value_of_frames(
-    bundle: ValueBundle, store: Any, camera: str, goal: np.ndarray, batch: int = 256, progress: Progress | None = None
-) -> np.ndarray:
-    """V(s, g, g) of every frame for one goal image: (F,) float32.
+def goal_values(bundle: ValueBundle, frames: np.ndarray, goals: np.ndarray) -> np.ndarray:
+    """V(s, g, g) of frames (B, H, W, 3) uint8, the mean over the goals: (B,) float32.
 
     Args:
-        goal: (H, W, 3) uint8, or several (G, H, W, 3): the mean of the values over the goals.
+        goals: (G, D) embeddings of goal pictures, from `bundle.encode`.
     """
-    goals = bundle.encode(goal[None] if goal.ndim == 3 else goal)  # (G, D)
-    out = np.empty(store.num_frames, np.float32)
-    for start, stop, frames in _blocks(store, camera, batch):
-        s = bundle.encode(frames)  # (B, D)
-        values = [bundle.value(s, np.repeat(g[None], len(s), 0)) for g in goals]
-        out[start:stop] = np.mean(values, axis=0)
-        if progress:
-            progress(stop, store.num_frames, "value")
-    return out
+    states = bundle.encode(frames)  # (B, D)
+    return np.mean([bundle.value(states, np.repeat(goal[None], len(states), 0)) for goal in goals], axis=0)
 
 
 def _blocks(store: Any, camera: str, batch: int) -> Iterator[tuple[int, int, np.ndarray]]:

@@ -10,7 +10,7 @@ import torch
 from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ArraySpec
 from embodied.policies.bundle import ValueBundle, load_value, save_value
-from embodied.policies.encode import encode_frames, value_of_frames
+from embodied.policies.encode import encode_frames, goal_values
 from embodied.policies.networks import EncoderConfig, ImageEncoder, MultilinearValue, generators
 
 torch.set_num_threads(1)
@@ -45,10 +45,9 @@ def test_blocks_give_what_one_pass_gives(bundle: ValueBundle) -> None:
     np.testing.assert_allclose(result, bundle.encode(FRAMES), atol=1e-6)
 
 
-def test_value_of_frames_is_the_mean_over_goals(bundle: ValueBundle) -> None:
-    store = store_of(FRAMES, [])
-    one, two = (value_of_frames(bundle, store, "wrist", FRAMES[i], batch=9) for i in (3, 4))
-    both = value_of_frames(bundle, store, "wrist", FRAMES[3:5], batch=7)
+def test_goal_values_are_the_mean_over_goals(bundle: ValueBundle) -> None:
+    one, two = (goal_values(bundle, FRAMES, bundle.encode(FRAMES[i : i + 1])) for i in (3, 4))
+    both = goal_values(bundle, FRAMES, bundle.encode(FRAMES[3:5]))
     assert one.shape == (23,)
     np.testing.assert_allclose(both, (one + two) / 2, rtol=1e-4, atol=1e-4)
     embedding = bundle.encode(FRAMES)

@@ -1,5 +1,6 @@
 """`label value`: the value function's own numbers at their frames, as a score and as a potential."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,16 @@ def test_goal_pictures(store: EpisodeStore, tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=message):
             goal_frames(store, "side", [goal])
+
+
+def test_a_camera_that_episodes_lack_is_refused(tmp_path: Path, store: EpisodeStore, bundle: Path, capsys: Any) -> None:
+    """Its frames are black there, and a value of black means nothing."""
+    writer = StoreWriter(tmp_path / "s", store.spec, {})
+    writer.write_episode(0, store.episode(0))
+    writer.write_episode(1, dataclasses.replace(store.episode(1), images={}))
+    writer.finish(2)
+    assert main(["label", "value", str(tmp_path / "s"), "--name", "v", "--bundle", str(bundle)]) == 2
+    assert "1 of 2 episodes have no pictures of 'side'" in capsys.readouterr().err
 
 
 def test_no_success_and_no_goal_says_what_to_name(tmp_path: Path, store: EpisodeStore) -> None:

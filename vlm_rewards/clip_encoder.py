@@ -1,5 +1,6 @@
 """Any open_clip model as an encoder of frames and sentences: the model's own weights, transform and tokenizer."""
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,7 +177,6 @@ class ClipEncoder:
 
     Attributes:
         identity: what decides an embedding: model, weights, precision, transform. JSON-able.
-        dim: length of an embedding.
         forward: frames per forward pass.
 
     Raises:
@@ -196,7 +196,11 @@ class ClipEncoder:
             "precision": precision,
             "preprocess": {k: list(v) if isinstance(v, tuple) else v for k, v in self._transform.config.items()},
         }
-        self.dim = int(self.embed_text(["a"]).shape[1])
+
+    @functools.cached_property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        return int(self.embed_text(["a"]).shape[1])
 
     def prepare(self, frames: np.ndarray) -> torch.Tensor:
         """(N, H, W, 3) uint8 -> (N, 3, S, S) float32, as the model wants its pictures."""
