@@ -33,6 +33,18 @@ class Limits:
         """(..., J) inside the box."""
         return np.clip(position, self.low, self.high)
 
+    def narrowed(self, margin: np.ndarray) -> "Limits":
+        """The same with `margin` (J,) taken off each end of the position box.
+
+        Raises:
+            ConfigError: nothing is left.
+        """
+        low, high = self.low + margin, self.high - margin
+        if (low >= high).any():
+            joint = self.names[int(np.argmax(low - high))]
+            raise ConfigError(f"position_margin {margin.max():g} leaves joint '{joint}' no range.")
+        return dataclasses.replace(self, low=low, high=high)
+
 
 def read_limits(names: Sequence[str], table: Mapping[str, Mapping[str, Any]], scale: float, source: str) -> Limits:
     """Limits of `names` from a profile's table.

@@ -9,28 +9,96 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from embodied.contracts.errors import ConfigError, suggest
 from embodied.robot_bridge.limits import Limits, read_limits
 
 PROFILES = Path(__file__).resolve().parent
+ADAPTERS = ("jtc", "forward_position", "forward_velocity", "servo_jog", "servo_twist")
+GRIPPER_ADAPTERS = ("joint", "forward_position", "gripper_command")
 
 
 @dataclasses.dataclass(frozen=True)
 class Gripper:
-    """A gripper as one joint in metres of opening; closed where the action is positive, open elsewhere."""
+    """A gripper as one joint; closed where the action is positive, open elsewhere.
+
+    Attributes:
+        joint: its name in joint states.
+        open, closed: its positions [m, or rad where the joint turns].
+        adapter: how commands reach it. `joint`: as the last joint of the arm's trajectory. `forward_position`: a
+            Float64MultiArray of one value on `topic`. `gripper_command`: the action server `topic`.
+        topic: of the adapter; unused with `joint`.
+        max_effort: of a gripper_command goal [N]; 0 leaves it to the driver.
+        joint_states: topic of its joint states where it differs from the arm's; "" where it is the same.
+    """
 
     joint: str
     open: float
     closed: float
+    adapter: str = "joint"
+    topic: str = ""
+    max_effort: float = 0.0
+    joint_states: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """Where the robot is described.
+
+    Attributes:
+        urdf: a URDF, or an MJCF file; relative to the profile. "" without one.
+        joint_limits: YAML in the form of MoveIt, of Franka or of Universal Robots; relative to the profile.
+        base, tool: names of links.
+    """
+
+    urdf: str = ""
+    joint_limits: str = ""
+    base: str = ""
+    tool: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """Where the origins of `frames` (link names) must stay, in the base frame [m]."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    frames: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Topics:
-    """Absolute ROS topic names. `cameras`: the bundle's camera name -> topic of sensor_msgs/Image."""
+    """Absolute ROS topic names.
+
+    Attributes:
+        cameras: the bundle's camera name -> topic of sensor_msgs/Image; of CompressedImage if it ends in /compressed.
+    """
 
     joint_states: str = "/joint_states"
     command: str = "/joint_trajectory_controller/joint_trajectory"
+    clock: str = "/clock"
     cameras: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Servo:
+    """MoveIt Servo, for the adapters servo_jog and servo_twist.
+
+    Attributes:
+        frame: frame_id of the commands; a twist is expressed in it.
+        linear, angular: largest speed of the tool [m/s], [rad/s].
+        unitless: Servo takes values in [-1, 1] (its default), not SI units; then the scales below must be Servo's own.
+        linear_scale, angular_scale, joint_scale: Servo's scale parameters [m/s], [rad/s], [rad/s].
+    """
+
+    frame: str = ""
+    linear: float = 0.05
+    angular: float = 0.2
+    unitless: bool = False
+    linear_scale: float = 0.4
+    angular_scale: float = 0.8
+    joint_scale: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +108,7 @@ class Safety:
     Attributes:
         rate_hz: ticks of the filter [Hz].
         command_every: a command is sent every so many ticks.
+        look_ahead: the path is sampled this far ahead, about the lag of the jerk-limited filter [s].
         action_delay: a chunk's points are due this much after their times, about what it takes from the observation
             to the arrival of the chunk, so that one chunk lasts until the next [s].
         chunk_horizon: how far past its arrival a chunk is executed without a newer one [s].
@@ -54,11 +123,15 @@ class Safety:
             tracking_time [s].
         arm_max_velocity: arming is refused while a joint moves faster [rad/s].
         max_consecutive_clamps: HOLD after so many ticks in a row in which a target had to be clamped.
+        stop_after_hold: a HOLD because the arm does not follow, or touches something, becomes STOPPED after this [s].
+        arm_max_initial_error: how far the first target may lie from the measured joint, beyond max_step [rad].
         deadman_required, deadman_timeout: HOLD unless /bridge/deadman says true at least this often [s].
+        estop_required, estop_timeout: ESTOP unless /bridge/estop says false at least this often [s].
     """
 
     rate_hz: float = 100.0
     command_every: int = 2
+    look_ahead: float = 0.04
     action_delay: float = 0.03
     chunk_horizon: float = 0.15
     chunk_timeout: float = 0.15
@@ -72,8 +145,12 @@ class Safety:
     tracking_time: float = 0.3
     arm_max_velocity: float = 0.05
     max_consecutive_clamps: int = 100
+    stop_after_hold: float = 1.0
+    arm_max_initial_error: float = 0.05
     deadman_required: bool = True
     deadman_timeout: float = 0.3
+    estop_required: bool = False
+    estop_timeout: float = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,17 +185,24 @@ class Profile:
         joints: arm joints in the order of the policy's action.
         limits: joint -> limits, the gripper's included (`robot_bridge/limits.py`).
         limit_scale: factor on velocity, acceleration and jerk limits.
-        adapter: how commands reach the robot. `jtc`: a ros2_control joint_trajectory_controller that drives every
-            joint of the profile, the gripper's included.
+        position_margin: taken off both ends of each arm joint's range [rad].
+        adapter: how commands reach the robot, one of ADAPTERS. `jtc`: a ros2_control joint_trajectory_controller.
+        acknowledge_no_timeout: must be true for forward_velocity, which lets an arm move on when the bridge dies.
+        workspace: absent where nothing but the joints bounds the tool.
     """
 
     name: str
     joints: tuple[str, ...]
-    limits: dict[str, Any]
-    limit_scale: float = 1.0
+    limits: dict[str, Any] = dataclasses.field(default_factory=dict)
+    limit_scale: float = 0.3
+    position_margin: float = 0.05
     adapter: str = "jtc"
+    acknowledge_no_timeout: bool = False
     gripper: Gripper | None = None
+    description: Description = dataclasses.field(default_factory=Description)
+    workspace: Box | None = None
     topics: Topics = dataclasses.field(default_factory=Topics)
+    servo: Servo = dataclasses.field(default_factory=Servo)
     safety: Safety = dataclasses.field(default_factory=Safety)
     policy: Policy = dataclasses.field(default_factory=Policy)
     simulation: Simulation = dataclasses.field(default_factory=Simulation)
@@ -129,7 +213,8 @@ class Profile:
         return self.joints + ((self.gripper.joint,) if self.gripper else ())
 
     def read_limits(self) -> Limits:
-        return read_limits(self.all_joints, self.limits, self.limit_scale, f"profile {self.name}")
+        limits = read_limits(self.all_joints, self.limits, self.limit_scale, f"profile {self.name}")
+        return limits.narrowed(np.array([self.position_margin] * len(self.joints) + [0.0] * bool(self.gripper)))
 
 
 def profile_path(name: str | Path) -> Path:
@@ -164,14 +249,30 @@ def load_profile(name: str | Path) -> Profile:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} must hold a mapping; see panda-mujoco.yaml.")
     profile = _build(Profile, data, path, "")
-    if profile.adapter != "jtc":
-        raise ConfigError(f"{path}: adapter '{profile.adapter}' is unknown.{suggest(profile.adapter, ['jtc'])}")
+    _check_adapters(profile, path)
     if len(set(profile.all_joints)) != len(profile.all_joints):
         raise ConfigError(f"{path}: joint names must differ: {', '.join(profile.all_joints)}.")
     if profile.safety.rate_hz <= 0 or profile.safety.command_every < 1:
         raise ConfigError(f"{path}: safety.rate_hz must be positive and safety.command_every at least 1.")
     profile.read_limits()
     return profile
+
+
+def _check_adapters(profile: Profile, path: Path) -> None:
+    if profile.adapter not in ADAPTERS:
+        raise ConfigError(f"{path}: adapter '{profile.adapter}' is unknown.{suggest(profile.adapter, ADAPTERS)}")
+    if profile.adapter == "forward_velocity" and not profile.acknowledge_no_timeout:
+        raise ConfigError(
+            f"{path}: with forward_velocity the arm keeps moving when the bridge dies: the controller has no timeout.\n"
+            "Prefer jtc or forward_position; acknowledge_no_timeout: true accepts the danger."
+        )
+    gripper = profile.gripper
+    if gripper and gripper.adapter not in GRIPPER_ADAPTERS:
+        raise ConfigError(
+            f"{path}: gripper.adapter '{gripper.adapter}' is unknown.{suggest(gripper.adapter, GRIPPER_ADAPTERS)}"
+        )
+    if gripper and gripper.adapter != "joint" and not gripper.topic:
+        raise ConfigError(f"{path}: gripper.adapter {gripper.adapter} needs gripper.topic.")
 
 
 def _build(kind: Any, data: Mapping[str, Any], path: Path, where: str) -> Any:
@@ -191,14 +292,14 @@ def _build(kind: Any, data: Mapping[str, Any], path: Path, where: str) -> Any:
 
 
 def _convert(hint: Any, value: Any, path: Path, where: str) -> Any:
-    options = [option for option in typing.get_args(hint) if option is not type(None)] or [hint]
-    if value is None and type(None) in typing.get_args(hint):
-        return None
-    if dataclasses.is_dataclass(options[0]) and isinstance(value, Mapping):
-        return _build(options[0], value, path, f"{where}.")
+    arguments = typing.get_args(hint)
+    if type(None) in arguments:  # X | None
+        return None if value is None else _convert(arguments[0], value, path, where)
     origin = typing.get_origin(hint) or hint
-    if origin is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return _build(hint, value, path, f"{where}.")
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(arguments[0], item, path, where) for item in value)
     if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if origin in (dict, str, bool, int) and type(value) is origin:

@@ -79,6 +79,8 @@ PROFILE = {
         "elbow": _LIMIT,
         "finger": {"position": [0.0, 0.08], "velocity": 0.5, "acceleration": 20.0, "jerk": 2000.0, "max_step": 0.1},
     },
+    "limit_scale": 1.0,
+    "position_margin": 0.0,
     "safety": {"deadman_required": False},
     "policy": {"image_timeout": 0.3},
 }
