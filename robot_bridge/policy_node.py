@@ -262,7 +262,11 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     events = EventLog(transport, "policy")
     inference_s = (time.perf_counter() - started) / 5
     events.write(
-        "policy_ready", bundle=str(options.bundle), inference_s=inference_s, contract=policy.contract.to_json()
+        "policy_ready",
+        bundle=str(options.bundle),
+        profile=profile.fingerprint,
+        inference_s=inference_s,
+        contract=policy.contract.to_json(),
     )
     try:
         while not stop.is_set():

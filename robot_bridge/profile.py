@@ -4,6 +4,8 @@
 """
 
 import dataclasses
+import hashlib
+import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -211,6 +213,13 @@ class Profile:
     def all_joints(self) -> tuple[str, ...]:
         """Arm joints, then the gripper's."""
         return self.joints + ((self.gripper.joint,) if self.gripper else ())
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of everything that decides how the robot is driven: processes that differ here must not run."""
+        limits = {key: np.asarray(value).tolist() for key, value in vars(self.read_limits()).items()}
+        text = json.dumps([dataclasses.asdict(self), limits], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def read_limits(self) -> Limits:
         limits = read_limits(self.all_joints, self.limits, self.limit_scale, f"profile {self.name}")

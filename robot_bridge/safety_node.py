@@ -53,7 +53,7 @@ class SafetyNode:
     ) -> None:
         self._profile, self._transport, self._clock, self._stamp = profile, transport, clock, stamp
         self.filter = SafetyFilter(profile.read_limits(), profile.safety)
-        self._names = profile.all_joints
+        self._names, self._fingerprint = profile.all_joints, profile.fingerprint
         self._inbox: collections.deque[tuple[str, bytes, int]] = collections.deque()
         topics = profile.topics
         self._adapter = transport.publisher(topics.command, messages.JOINT_TRAJECTORY, COMMAND)
@@ -162,6 +162,7 @@ class SafetyNode:
 
     def _publish_state(self, tick: Tick, now: float) -> None:
         values: dict[str, Any] = {"state": tick.state, "reason": tick.reason, **self.filter.counts}
+        values["profile"] = self._fingerprint
         values["malformed"] = self.malformed
         values["missed_deadlines"] = self.rate.missed_deadlines if self.rate else 0
         level = _LEVEL.get(tick.state, 2)
