@@ -36,7 +36,7 @@ COMPRESSED_IMAGE = "sensor_msgs/msg/CompressedImage"
 
 @dataclasses.dataclass(frozen=True)
 class Topic:
-    """A topic's rate over the last two seconds [Hz] and the age of its newest message [s], infinite before the first."""
+    """Rate over the last two seconds [Hz], and age of the newest message [s]: infinite before the first."""
 
     rate: float
     age: float
