@@ -74,12 +74,14 @@ class Topics:
     """Absolute ROS topic names.
 
     Attributes:
+        deadman: std_msgs/Bool, or sensor_msgs/Joy if safety.deadman_button names a button.
         cameras: the bundle's camera name -> topic of sensor_msgs/Image; of CompressedImage if it ends in /compressed.
     """
 
     joint_states: str = "/joint_states"
     command: str = "/joint_trajectory_controller/joint_trajectory"
     clock: str = "/clock"
+    deadman: str = "/bridge/deadman"
     cameras: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -127,7 +129,8 @@ class Safety:
         max_consecutive_clamps: HOLD after so many ticks in a row in which a target had to be clamped.
         stop_after_hold: a HOLD because the arm does not follow, or touches something, becomes STOPPED after this [s].
         arm_max_initial_error: how far the first target may lie from the measured joint, beyond max_step [rad].
-        deadman_required, deadman_timeout: HOLD unless /bridge/deadman says true at least this often [s].
+        deadman_required, deadman_timeout: HOLD unless topics.deadman says true at least this often [s].
+        deadman_button: index of the Joy button that must be held; -1 where topics.deadman carries a Bool.
         estop_required, estop_timeout: ESTOP unless /bridge/estop says false at least this often [s].
     """
 
@@ -151,6 +154,7 @@ class Safety:
     arm_max_initial_error: float = 0.05
     deadman_required: bool = True
     deadman_timeout: float = 0.3
+    deadman_button: int = -1
     estop_required: bool = False
     estop_timeout: float = 0.5
 
@@ -163,11 +167,13 @@ class Policy:
         image_timeout: it publishes nothing from an older image [s].
         joint_timeout: nor when the joint state is older than the image (than now, without images) by this much [s].
         max_lead: a target stays this close to the measured joint [rad]; use what the training data used.
+        resize_images: cameras of another size than the bundle's are resized; otherwise they are refused.
     """
 
     image_timeout: float = 0.15
     joint_timeout: float = 0.1
     max_lead: float = 0.2
+    resize_images: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
