@@ -240,8 +240,8 @@ class EpisodeStore:
 
         return Frames((stop - start, height, width, channels), blocks)
 
-    def frame_set_names(self, kind: str) -> list[str]:
-        """Names of the sets of one kind of `FRAME_SETS`, sorted."""
+    def group_names(self, kind: str) -> list[str]:
+        """Names of the groups inside the group `kind`, sorted; none where there is no such group."""
         with self._reading(kind):
             group = self._group.get(kind)
             if not isinstance(group, zarr.Group):
@@ -250,6 +250,12 @@ class EpisodeStore:
                 warnings.simplefilter("ignore", ZarrUserWarning)  # a set that is being uploaded is no group yet
                 return sorted(group.group_keys())
 
+    def open_group(self, path: str) -> zarr.Group:
+        """The group `path`, which must exist."""
+        with self._reading(path):
+            group: Any = self._group[path]
+            return group
+
     def frame_set(self, kind: str, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays (F, ...) by name of the set `<kind>/<name>`, and its attributes.
 
@@ -257,10 +263,9 @@ class EpisodeStore:
             LabelError: no such set (lists them), one without provenance, of another dataset, or of another length.
         """
         what = FRAME_SETS[kind]
-        if name not in (names := self.frame_set_names(kind)):
+        if name not in (names := self.group_names(kind)):
             raise LabelError(f"{self.path} has no {what} '{name}'.{suggest(name, names)}")
-        with self._reading(f"{kind}/{name}"):
-            group: Any = self._group[f"{kind}/{name}"]
+        group = self.open_group(f"{kind}/{name}")
         attributes: dict[str, Any] = dict(group.attrs)
         where = f"{self.path}: {what} '{name}'"
         if "provenance" not in attributes:
@@ -279,7 +284,7 @@ class EpisodeStore:
         with self._reading("labels"):
             if not isinstance(self._group.get("labels"), zarr.Group):
                 raise StoreError(f"{self.path}: its group 'labels' is gone.\nThe store is damaged: make it again.")
-        return self.frame_set_names("labels")
+        return self.group_names("labels")
 
     def label(self, name: str) -> Label:
         """The label set `name`. Raises LabelError as `frame_set`, or where it has no alignment or no score."""

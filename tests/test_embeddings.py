@@ -71,15 +71,15 @@ def test_a_second_prompt_never_runs_the_encoder(tmp_path: Path, folder: str, mon
     encoder = ClipEncoder(folder)
     reward = PromptReward(encoder, ["it is down"], ["it is up"], 0.5)
     np.testing.assert_array_equal(second.score, reward.of(encoder.embed(store.frames("side"))))
-    assert len(store.frame_set_names("embeddings")) == 1
-    assert second.provenance["config"]["embeddings"] == store.frame_set_names("embeddings")[0]
+    assert len(store.group_names("embeddings")) == 1
+    assert second.provenance["config"]["embeddings"] == store.group_names("embeddings")[0]
 
 
 def test_another_precision_or_camera_is_another_set(tmp_path: Path, folder: str) -> None:
     store = make_store(tmp_path / "s")
     label_clip(store, "a", "side", ["up"], model=folder)
     label_clip(store, "b", "side", ["up"], model=folder, precision="bf16")
-    assert len(store.frame_set_names("embeddings")) == 2
+    assert len(store.group_names("embeddings")) == 2
 
 
 def test_workers_and_interruptions_give_the_same_bytes(

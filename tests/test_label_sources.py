@@ -147,7 +147,7 @@ def test_bad_sweeps(
     (tmp_path / "s.yaml").write_text(text)
     command = ["label", "clip", store.path, "--sweep", str(tmp_path / "s.yaml"), "--model", folder, *words]
     assert message in run(command, capsys, 2)
-    assert store.frame_set_names("embeddings") == [], "refused before anything was embedded"
+    assert store.group_names("embeddings") == [], "refused before anything was embedded"
 
 
 def test_a_name_is_needed_without_a_sweep(store: EpisodeStore, capsys: Any) -> None:

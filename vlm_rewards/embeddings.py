@@ -51,7 +51,7 @@ def frame_embeddings(
     """
     name = embedding_name(store, camera, encoder)
     wait_for_all()  # every rank has looked whether its output is free before one of them writes
-    if name not in store.frame_set_names(KIND):
+    if name not in store.group_names(KIND):
         _embed(store, camera, encoder, load, workers, progress)
     arrays, _ = store.frame_set(KIND, name)
     return arrays["vector"], arrays["valid"] > 0
