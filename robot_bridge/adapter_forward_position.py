@@ -1,0 +1,25 @@
+"""Commands for ros2_control's forward_command_controller on position interfaces: one vector at every safety tick.
+
+The controller applies the last vector for ever: an arm whose bridge dies stands still, at once and with a jerk. It
+takes as many finite values as it has joints, in the order of its own `joints` parameter, which must be the profile's.
+"""
+
+import numpy as np
+
+from embodied.robot_bridge import messages
+from embodied.robot_bridge.adapter_topic import TopicAdapter, checked
+from embodied.robot_bridge.command_messages import float_array
+from embodied.robot_bridge.safety import Tick
+
+
+class ForwardPositionAdapter(TopicAdapter):
+    """Sends the position of `tick.motion`."""
+
+    message_type = messages.FLOAT_ARRAY
+
+    def send(self, tick: Tick, measured: np.ndarray, now: float, stamp_ns: int) -> bool:
+        if tick.motion is None:
+            return False
+        count = len(self.names)
+        self.topic.write(float_array(checked(tick.motion.position[:count], count)))
+        return True

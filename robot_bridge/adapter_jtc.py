@@ -1,0 +1,71 @@
+"""Commands for ros2_control's joint_trajectory_controller: short trajectories that end at rest.
+
+Every trajectory is its own dead-man: if the bridge falls silent the controller finishes the last one, which comes to
+rest within its horizon, and holds. The controller rejects a whole message, without a word on the wire, if a joint is
+missing or unknown, times do not rise, or the last velocity is not zero; so each of these is ensured here. Stamp 0 means
+"start on arrival": a stamped trajectory would lose the transit time and jump.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from embodied.contracts.errors import SafetyError
+from embodied.robot_bridge import messages
+from embodied.robot_bridge.adapter_topic import TopicAdapter
+from embodied.robot_bridge.messages import Trajectory
+from embodied.robot_bridge.motion_filter import Plan
+from embodied.robot_bridge.profile import Profile
+from embodied.robot_bridge.safety import Tick
+
+MIN_POINTS, MAX_POINTS = 3, 8
+HORIZON = 0.15  # a trajectory lasts at least this long, so that one lost message does not end it [s]
+
+
+def shaped(plan: Plan, first_after: float) -> Plan:
+    """The plan as 3 to 8 points that a trajectory controller takes, ending at rest where it ended.
+
+    Args:
+        first_after: a point earlier than this would be past when the controller first samples it [s].
+    """
+    times, positions, velocities = plan.times, plan.positions, plan.velocities
+    keep = np.flatnonzero(times >= first_after - 1e-9)
+    if not len(keep):
+        keep = np.array([len(times) - 1])
+    if len(keep) > MAX_POINTS:
+        keep = keep[np.linspace(0, len(keep) - 1, MAX_POINTS).round().astype(int)]
+    times, positions, velocities = np.maximum(times[keep], first_after), positions[keep], velocities[keep]
+    velocities[-1] = 0.0
+    missing = max(MIN_POINTS - len(times), int(times[-1] < HORIZON))
+    if missing and len(times) + missing <= MAX_POINTS:
+        step = max(HORIZON - times[-1], missing * first_after) / missing
+        times = np.append(times, times[-1] + step * np.arange(1, missing + 1))
+        positions = np.vstack([positions, np.repeat(positions[-1:], missing, 0)])
+        velocities = np.vstack([velocities, np.zeros((missing, positions.shape[1]))])
+    return Plan(times, positions, velocities)
+
+
+class JtcAdapter(TopicAdapter):
+    """Sends `tick.plan` whenever there is one."""
+
+    message_type = messages.JOINT_TRAJECTORY
+
+    def __init__(self, profile: Profile, transport: Any) -> None:
+        super().__init__(profile, transport)
+        self._first_after = 1.0 / profile.safety.rate_hz
+        limits, between = self.limits, 2 * profile.safety.command_every / profile.safety.rate_hz
+        braking = limits.velocity / limits.acceleration + limits.acceleration / limits.jerk
+        self.brake_time = max(HORIZON, between + float(braking.max()))
+
+    def send(self, tick: Tick, measured: np.ndarray, now: float, stamp_ns: int) -> bool:
+        if tick.plan is None:
+            return False
+        plan, count = shaped(tick.plan, self._first_after), len(self.names)
+        positions, velocities = plan.positions[:, :count], plan.velocities[:, :count]
+        rising = (np.diff(np.round(plan.times * 1e9)) > 0).all()
+        if not (rising and np.isfinite(positions).all() and np.isfinite(velocities).all()):
+            raise SafetyError("bug: a plan for the trajectory controller is not finite, or its times do not rise.")
+        self.topic.write(
+            messages.joint_trajectory(Trajectory(0, "", self.names, plan.times, positions, velocities)),
+        )
+        return True
