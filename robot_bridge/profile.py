@@ -7,18 +7,19 @@ import dataclasses
 import hashlib
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from embodied.contracts.errors import ConfigError, suggest
-from embodied.robot_bridge.limits import Limits, read_limits
+from embodied.robot_bridge.kinematics import Kinematics, Workspace, description_limits
+from embodied.robot_bridge.limits import Limits, LimitSource, match_joint, read_limits
+from embodied.robot_bridge.profile_check import check_profile
+from embodied.robot_bridge.read_joint_limits import load_yaml, read_joint_limits
 
 PROFILES = Path(__file__).resolve().parent
-ADAPTERS = ("jtc", "forward_position", "forward_velocity", "servo_jog", "servo_twist")
-GRIPPER_ADAPTERS = ("joint", "forward_position", "gripper_command")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,11 +63,12 @@ class Description:
 
 @dataclasses.dataclass(frozen=True)
 class Box:
-    """Where the origins of `frames` (link names) must stay, in the base frame [m]."""
+    """Where the origins of `frames` (link names) must stay, in the base frame [m], `margin` within low and high."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     frames: tuple[str, ...]
+    margin: float = 0.02
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,8 +230,46 @@ class Profile:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def read_limits(self) -> Limits:
-        limits = read_limits(self.all_joints, self.limits, self.limit_scale, f"profile {self.name}")
+        """Limits of every joint: the strictest of profile, URDF and joint_limits.yaml, scaled and with margin.
+
+        The gripper has no margin: it closes on its end stop.
+
+        Raises:
+            ConfigError: a limit is stated nowhere, or sources leave nothing (`limits.read_limits`).
+        """
+        others = list(description_limits(Path(self.description.urdf))) if self.description.urdf else []
+        if self.description.joint_limits:
+            path = Path(self.description.joint_limits)
+            others.append(LimitSource(path.name, read_joint_limits(path)))
+        for source in others:
+            if not any(match_joint(name, source.joints) for name in self.joints):
+                raise ConfigError(
+                    f"{source.name} states limits of {', '.join(list(source.joints)[:8])};\n"
+                    f"none is a joint of profile {self.name}: {', '.join(self.joints)}."
+                )
+        limits = read_limits(self.all_joints, self.limits, self.limit_scale, f"profile {self.name}", others)
         return limits.narrowed(np.array([self.position_margin] * len(self.joints) + [0.0] * bool(self.gripper)))
+
+    def read_kinematics(self, frames: Sequence[str]) -> Kinematics:
+        """Forward kinematics of `frames` in the frame `description.base`.
+
+        Raises:
+            ConfigError: the profile names no description, or it lacks a joint or a frame.
+        """
+        if not self.description.urdf:
+            raise ConfigError(f"profile {self.name}: where links are needs description.urdf, a URDF or MJCF file.")
+        return Kinematics(Path(self.description.urdf), self.joints, frames, self.description.base)
+
+    def read_workspace(self) -> Workspace | None:
+        """The workspace box, None where the profile states none.
+
+        Raises:
+            ConfigError: as `read_kinematics`; the box is empty.
+        """
+        if self.workspace is None:
+            return None
+        box = self.workspace
+        return Workspace(self.read_kinematics(box.frames), box.low, box.high, box.margin)
 
 
 def profile_path(name: str | Path) -> Path:
@@ -252,42 +292,19 @@ def load_profile(name: str | Path) -> Profile:
         ConfigError: the file is absent or no YAML mapping, a key is unknown, a value is missing or of the wrong type,
             a limit is missing.
     """
-    import yaml
-
     path = profile_path(name)
-    try:
-        data = yaml.safe_load(path.read_text())
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not a text file.") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {str(error).splitlines()[0]}.") from None
+    data = load_yaml(path)
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} must hold a mapping; see panda-mujoco.yaml.")
     profile = _build(Profile, data, path, "")
-    _check_adapters(profile, path)
-    if len(set(profile.all_joints)) != len(profile.all_joints):
-        raise ConfigError(f"{path}: joint names must differ: {', '.join(profile.all_joints)}.")
-    if profile.safety.rate_hz <= 0 or profile.safety.command_every < 1:
-        raise ConfigError(f"{path}: safety.rate_hz must be positive and safety.command_every at least 1.")
-    profile.read_limits()
-    return profile
+    return check_profile(dataclasses.replace(profile, description=_absolute(profile.description, path.parent)), path)
 
 
-def _check_adapters(profile: Profile, path: Path) -> None:
-    if profile.adapter not in ADAPTERS:
-        raise ConfigError(f"{path}: adapter '{profile.adapter}' is unknown.{suggest(profile.adapter, ADAPTERS)}")
-    if profile.adapter == "forward_velocity" and not profile.acknowledge_no_timeout:
-        raise ConfigError(
-            f"{path}: with forward_velocity the arm keeps moving when the bridge dies: the controller has no timeout.\n"
-            "Prefer jtc or forward_position; acknowledge_no_timeout: true accepts the danger."
-        )
-    gripper = profile.gripper
-    if gripper and gripper.adapter not in GRIPPER_ADAPTERS:
-        raise ConfigError(
-            f"{path}: gripper.adapter '{gripper.adapter}' is unknown.{suggest(gripper.adapter, GRIPPER_ADAPTERS)}"
-        )
-    if gripper and gripper.adapter != "joint" and not gripper.topic:
-        raise ConfigError(f"{path}: gripper.adapter {gripper.adapter} needs gripper.topic.")
+def _absolute(description: Description, folder: Path) -> Description:
+    paths = {key: getattr(description, key) for key in ("urdf", "joint_limits")}
+    return dataclasses.replace(
+        description, **{key: str(folder / Path(path).expanduser()) for key, path in paths.items() if path}
+    )
 
 
 def _build(kind: Any, data: Mapping[str, Any], path: Path, where: str) -> Any:
