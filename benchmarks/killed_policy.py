@@ -17,7 +17,7 @@ import numpy as np
 from record import write_result
 
 from embodied.robot_bridge import messages
-from embodied.robot_bridge.deploy import Deployment
+from embodied.robot_bridge.deployment import Deployment
 from embodied.robot_bridge.qos import LATEST
 from embodied.sim.suites import environment
 
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scene = task.export_scene(Path(folder), ("wrist",), 64)
         with Deployment(arguments.bundle, "panda-mujoco", scene, log_folder=Path(folder)) as deployment:
-            deployment._transport.subscriber("/joint_states", messages.JOINT_STATE, LATEST, keep)
+            deployment.transport.subscriber("/joint_states", messages.JOINT_STATE, LATEST, keep)
             states = task.initial_states(range(2_000_000, 2_000_000 + arguments.trials))
             results = [trial(deployment, speeds, state) for state in states]
     stops = [seconds for _, seconds in results]

@@ -1,8 +1,11 @@
 """`embodied deploy`: a bundle drives a robot over ROS 2 topics, through the safety filter, and is recorded."""
 
+import contextlib
 import dataclasses
 import math
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ from tyro.conf import Positional
 
 import embodied
 from embodied.config import check_result_path, to_json, write_result
-from embodied.contracts.errors import InputError
+from embodied.contracts.errors import InputError, SafetyError
 from embodied.evaluate import bundles
 from embodied.progress import Progress
 from embodied.statistics import wilson
@@ -22,6 +25,9 @@ from embodied.verbs import Touches
 class Deploy:
     """Run a policy bundle on the ROS 2 graph, through a safety filter; record a rosbag2 MCAP per episode.
 
+    Before anything moves, preflight compares bundle and profile with the live graph, and refuses what does not fit.
+    This is software, not a rated safety function: keep the robot's own limits and a physical stop.
+
     Attributes:
         bundle: policy bundle, or a training folder, whose first seed is taken.
         robot: robot profile: a shipped name or a YAML file.
@@ -29,10 +35,17 @@ class Deploy:
         episodes: how many.
         seed: of the first initial state; the same states as 'embodied eval' with this seed.
         horizon: seconds per episode; the environment's own by default.
+        check: preflight only: nothing is commanded.
+        shadow: everything runs, nothing is sent to the robot.
+        speed: factor on velocity, acceleration and jerk limits, instead of the profile's limit_scale (0.3 unless it
+            says otherwise).
+        yes: do not ask before each episode on a real robot.
         record: folder for the bags.
         out: JSON file to write the result to.
+        transport: auto, dds or rclpy.
         domain: ROS domain; a free one by default.
         discovery: localhost, or subnet to reach other hosts.
+        use_sim_time: take the time from /clock.
         logs: folder for the processes' logs.
     """
 
@@ -42,10 +55,16 @@ class Deploy:
     episodes: int = 10
     seed: int = 1_000_000
     horizon: float | None = None
+    check: bool = False
+    shadow: bool = False
+    speed: float | None = None
+    yes: bool = False
     record: Path | None = None
     out: Path | None = None
+    transport: str = "auto"
     domain: int | None = None
     discovery: str = "localhost"
+    use_sim_time: bool = False
     logs: Path | None = None
 
 
@@ -80,6 +99,8 @@ def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
                 "initial_states": task.initial_states(range(config.seed, config.seed + config.episodes)),
                 "success": task.succeeded,
             }
+        else:
+            simulation["confirm"] = _confirm(config, progress)
         result = run_deployment(
             bundle,
             config.robot,
@@ -88,6 +109,12 @@ def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
             domain=config.domain,
             discovery=config.discovery,
             log_folder=config.logs,
+            transport=config.transport,
+            shadow=config.shadow,
+            speed=config.speed,
+            use_sim_time=config.use_sim_time,
+            check_only=config.check,
+            view=_live if sys.stdout.isatty() and "--json" not in sys.argv else None,
             progress=progress,
             **simulation,
         )
@@ -95,6 +122,38 @@ def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
     if config.out:
         write_result(config.out, report)
     return report
+
+
+def _confirm(config: Deploy, progress: Progress) -> Callable[[str], bool]:
+    """Asks on the terminal before a real robot moves; SafetyError where nobody could answer."""
+    if config.yes or config.check:
+        return lambda question: True
+    if not sys.stdin.isatty():
+        raise SafetyError(
+            "A robot that is on the graph already moves only when somebody says so, and there is no terminal to ask on."
+            "\nAdd --yes, with a hand on the physical stop; or --env ID for a simulation, --check to look only."
+        )
+
+    def ask(question: str) -> bool:
+        progress.close()
+        print(f"{question} Type 'run': ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip() == "run"
+
+    return ask
+
+
+@contextlib.contextmanager
+def _live(deployment: Any) -> Iterator[Callable[[], None]]:
+    """The terminal view; space, q and escape stop the arm and end the deployment, as Ctrl-C does."""
+    from embodied.robot_bridge.watch import LiveView
+
+    with LiveView(deployment.profile, deployment.transport) as view:
+
+        def poll() -> None:
+            if view.refresh() in ("space", "q", "escape"):
+                raise KeyboardInterrupt
+
+        yield poll
 
 
 def _report(config: Deploy, bundle: Path, result: Any) -> dict[str, Any]:
@@ -105,6 +164,11 @@ def _report(config: Deploy, bundle: Path, result: Any) -> dict[str, Any]:
         "bundle": str(bundle),
         "robot": config.robot,
         "env": config.env,
+        "checks": [to_json(check) for check in result.checks],
+        "limit_scale": result.limit_scale,
+        "shadow": result.shadow,
+        "interrupted": result.interrupted,
+        "checked_only": config.check,
         "initial_seeds": list(range(config.seed, config.seed + config.episodes)) if config.env else [],
         "success": wilson(sum(judged), len(judged)).to_json() if judged else None,
         "episodes": [to_json(episode) for episode in result.episodes],
@@ -122,8 +186,22 @@ def _is_count(value: str) -> bool:
     return value.replace(".", "", 1).isdigit()
 
 
+def exit_code(result: dict[str, Any]) -> int:
+    return int(result["checked_only"] and any(check["status"] == "failed" for check in result["checks"]))
+
+
 def as_text(result: dict[str, Any]) -> str:
+    from embodied.robot_bridge.preflight import Check, table
+
+    checks = [Check(**check) for check in result["checks"]]
+    if result["checked_only"]:
+        failed = sum(check.status == "failed" for check in checks)
+        verdict = f"{failed} of {len(checks)} checks failed" if failed else "nothing stands in the way"
+        return f"{table(checks)}\n{result['bundle']} on {result['robot']}: {verdict}; nothing was commanded"
     lines = [f"{result['bundle']} on {result['robot']}: {len(result['episodes'])} episodes"]
+    lines[0] += " (interrupted)" if result["interrupted"] else ""
+    lines[0] += ", shadow: nothing was sent" if result["shadow"] else ""
+    lines += [f"preflight: {check.name}: {check.found}" for check in checks if check.status == "warning"]
     if result["success"]:
         s = result["success"]
         lines.append(f"success {100 * s['estimate']:.0f} %  [{100 * s['low']:.0f}, {100 * s['high']:.0f}]")

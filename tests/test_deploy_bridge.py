@@ -18,9 +18,11 @@ from bridge_fixtures import CUBE_QPOS, write_bundle, write_profile, write_scene
 
 from embodied.contracts.errors import ConfigError, EmbodiedError, InputError
 from embodied.robot_bridge import messages as m
-from embodied.robot_bridge.deploy import Child, Deployment, free_domain, run_deployment
+from embodied.robot_bridge.bag_recover import read_metadata, read_records
+from embodied.robot_bridge.deploy import run_deployment
+from embodied.robot_bridge.deployment import Deployment
+from embodied.robot_bridge.processes import Child, free_domain
 from embodied.robot_bridge.qos import LATEST
-from embodied.robot_bridge.recorder import read_metadata, read_records
 
 ACTION = np.array([0.4, -0.3, 0.9])
 
@@ -100,7 +102,7 @@ def speeds(deployment: Deployment) -> list[tuple[float, float]]:
     def keep(data: bytes, at: int) -> None:
         found.append((at * 1e-9, float(np.abs(m.read_joint_state(data).velocity[:2]).max())))
 
-    deployment._transport.subscriber("/joint_states", m.JOINT_STATE, LATEST, keep)
+    deployment.transport.subscriber("/joint_states", m.JOINT_STATE, LATEST, keep)
     deployment.reset(None)
     deployment.request("arm", "ARMED")
     deployment.request("run", "RUNNING")
@@ -160,7 +162,7 @@ def test_wrong_arguments_start_nothing(parts: dict[str, Any], tmp_path: Path) ->
 
 def test_children_end_when_their_parent_is_gone(parts: dict[str, Any], tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from embodied.robot_bridge.deploy import Child\n"
+        "import os, sys; from pathlib import Path; from embodied.robot_bridge.processes import Child\n"
         f"c = Child('safety_node', ['--profile', {str(parts['profile'])!r}, '--domain', '{free_domain()}'],"
         f" Path({str(tmp_path)!r}))\n"
         "print(c.process.pid, flush=True); import time; time.sleep(1.5); os._exit(0)"

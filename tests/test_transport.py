@@ -13,7 +13,7 @@ import pytest
 
 from embodied.contracts.errors import ConfigError, EmbodiedError, InputError
 from embodied.robot_bridge import messages as m
-from embodied.robot_bridge.deploy import free_domain
+from embodied.robot_bridge.processes import free_domain
 from embodied.robot_bridge.qos import COMMAND, DEFAULT, EVENTS, LATCHED, LATEST, SENSOR_DATA
 from embodied.robot_bridge.transport_cyclone import CycloneTransport, default_domain
 from embodied.robot_bridge.transport_memory import MemoryBus, MemoryTransport
