@@ -33,7 +33,7 @@ def axis_limits(profile: Profile) -> Limits:
     speed = np.repeat([servo.linear, servo.angular], 3)
     low, high = np.full(6, -_FAR), np.full(6, _FAR)
     if box and profile.description.tool in box.frames:
-        low[:3], high[:3] = box.low, box.high
+        low[:3], high[:3] = np.array(box.low) + box.margin, np.array(box.high) - box.margin
     acceleration = speed / FULL_SPEED_AFTER
     axes = Limits(AXES, low, high, speed, acceleration, acceleration / FULL_ACCELERATION_AFTER, MAX_LEAD * speed)
     if not profile.gripper:
