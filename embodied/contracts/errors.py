@@ -34,6 +34,10 @@ class BundleError(EmbodiedError):
     """A policy or value bundle that is altered, incomplete or does not fit what it is asked to drive."""
 
 
+class TransportError(EmbodiedError):
+    """A topic or service of the robot's graph that does not match, answer or accept."""
+
+
 class SafetyError(EmbodiedError):
     """A refusal to move a robot."""
 

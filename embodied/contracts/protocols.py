@@ -56,19 +56,82 @@ class Learner(Protocol):
 
 
 class Publisher(Protocol):
-    def write(self, data: bytes) -> None: ...
+    @property
+    def matched(self) -> int:
+        """How many subscriptions it reaches."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Send one sample, from any thread. Raises EmbodiedError if the bytes are no sample of the topic's type."""
+        ...
+
+
+class Subscriber(Protocol):
+    @property
+    def matched(self) -> int:
+        """How many publishers reach it."""
+        ...
 
 
 class Transport(Protocol):
-    """Carries CDR bytes between nodes; knows no message class.
+    """One node on a graph of nodes. Carries CDR bytes and knows no message class.
 
-    Callbacks run on the transport's own thread: enqueue only.
+    Names are ROS names: absolute (`/a/b`), relative to the node's namespace (`b`) or private to the node (`~/b`).
+    Quality of service and graph are `QosProfile` and `Graph` of `embodied.robot_bridge`.
+    Callbacks run on the transport's own thread: enqueue only. One that raises is logged, and the next sample comes.
+
+    Attributes:
+        node: the node's name.
+        namespace: its namespace, `/` or `/a/b`.
+        services: False if `service`, `call` and `parameters` are refused.
     """
+
+    node: str
+    namespace: str
+    services: bool
 
     def publisher(self, topic: str, message_type: str, qos: Any) -> Publisher: ...
 
-    def subscriber(self, topic: str, message_type: str, qos: Any, callback: Callable[[bytes, int], None]) -> Any:
+    def subscriber(self, topic: str, message_type: str, qos: Any, callback: Callable[[bytes, int], None]) -> Subscriber:
         """`callback(data, received_monotonic_ns)`."""
         ...
 
-    def close(self) -> None: ...
+    def service(self, name: str, service_type: str, handler: Callable[[bytes], bytes]) -> None:
+        """Answer requests: `handler(request) -> response`, one request at a time, on a thread of the service's own.
+
+        A handler that raises is logged and leaves its client without an answer.
+        """
+        ...
+
+    def call(self, name: str, service_type: str, request: bytes, timeout_s: float) -> bytes:
+        """The response of a service. Not from a topic's callback.
+
+        Raises:
+            TransportError: no server, or no answer, within `timeout_s`.
+        """
+        ...
+
+    def parameters(
+        self, values: Mapping[str, Any], on_set: Callable[[str, Any], str] | None = None
+    ) -> Mapping[str, Any]:
+        """Serve the node's parameters: bool, int, float, str or a list of one of them.
+
+        Args:
+            on_set: asked before each change; "" accepts, text refuses with that reason. None: all read-only.
+
+        Returns:
+            A live view: what was set is seen here.
+        """
+        ...
+
+    def graph(self) -> Any:
+        """Nodes and endpoints that are known now."""
+        ...
+
+    def problems(self) -> list[str]:
+        """`topic: reason` for every endpoint of this node that meets one it can never match, both profiles named."""
+        ...
+
+    def close(self) -> None:
+        """Leave the graph. Twice is harmless."""
+        ...
