@@ -97,6 +97,7 @@ VERBS: dict[str, Verb] = {
     "eval": Verb("embodied.evaluate:evaluate", "success in simulation, with intervals"),
     "compare": Verb("embodied.compare:compare", "intervals of several results side by side"),
     "robot sim": Verb("embodied.robot_sim:robot_sim", "a MuJoCo robot on the ROS 2 graph"),
+    "robot recover": Verb("embodied.robot_recover:robot_recover", "a whole bag of what a killed recorder left"),
     # Its processes are started by name, so imports do not show them.
     "deploy": Verb("embodied.deploy:deploy", "run a bundle on the ROS 2 graph, safely", ("robot_bridge",)),
     "report": Verb("embodied.report:report", "one HTML page of what was run and found", ("report.html",)),

@@ -19,8 +19,8 @@ from embodied.datasets.importer import import_dataset, recognise
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.transitions import transitions
 from embodied.robot_bridge import messages
+from embodied.robot_bridge.bag_writer import BagWriter
 from embodied.robot_bridge.messages import Trajectory
-from embodied.robot_bridge.recorder import BagWriter
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
