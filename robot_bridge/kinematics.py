@@ -35,11 +35,11 @@ class Kinematics:
         self._model = _compile(description)
         import mujoco
 
-        self._data = mujoco.MjData(self._model)
+        self._data = mujoco.MjData(self._model)  # pyright: ignore[reportAttributeAccessIssue]
         self.joints, self.frames = tuple(joints), tuple(frames)
         ids = [_joint_id(self._model, name, description) for name in joints]
         self._address = np.array([self._model.jnt_qposadr[i] for i in ids])
-        self._forward = mujoco.mj_kinematics
+        self._forward = mujoco.mj_kinematics  # pyright: ignore[reportAttributeAccessIssue]
         found = [_frame(self._model, name, description) for name in frames]
         self._is_site = np.array([is_site for is_site, _ in found], bool)
         self._bodies = np.array([index for _, index in found], int)
@@ -153,7 +153,7 @@ def _compile(path: Path) -> Any:
     else:
         raise ConfigError(f"{path} is neither URDF nor MJCF: its outermost element is <{root.tag}>.")
     try:
-        return mujoco.MjModel.from_xml_string(text)
+        return mujoco.MjModel.from_xml_string(text)  # pyright: ignore[reportAttributeAccessIssue]
     except ValueError as error:
         raise ConfigError(f"{path}: MuJoCo refuses it: {(str(error).splitlines() or [''])[0]}") from None
 

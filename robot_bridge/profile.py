@@ -297,7 +297,9 @@ def load_profile(name: str | Path) -> Profile:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} must hold a mapping; see panda-mujoco.yaml.")
     profile = _build(Profile, data, path, "")
-    return check_profile(dataclasses.replace(profile, description=_absolute(profile.description, path.parent)), path)
+    profile = dataclasses.replace(profile, description=_absolute(profile.description, path.parent))
+    check_profile(profile, path)
+    return profile
 
 
 def _absolute(description: Description, folder: Path) -> Description:

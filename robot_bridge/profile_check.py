@@ -18,8 +18,8 @@ HEARTBEAT = 0.1  # [s]; deadman and e-stop are published at 10 Hz
 _MAY_BE_ZERO = ("look_ahead", "action_delay", "deadman_button")
 
 
-def check_profile(profile: "Profile", path: Path) -> "Profile":
-    """The same profile, if it may drive a robot.
+def check_profile(profile: "Profile", path: Path) -> None:
+    """Refuse a profile that may not drive a robot.
 
     Raises:
         ConfigError: a limit is missing, values contradict each other, a described frame is unknown.
@@ -34,7 +34,6 @@ def check_profile(profile: "Profile", path: Path) -> "Profile":
     if profile.gripper:
         _check_gripper(profile.gripper, limits, path)
     profile.read_workspace()
-    return profile
 
 
 def _check_adapters(profile: "Profile", path: Path) -> None:
@@ -52,6 +51,21 @@ def _check_adapters(profile: "Profile", path: Path) -> None:
         )
     if gripper and gripper.adapter != "joint" and not gripper.topic:
         raise ConfigError(f"{path}: gripper.adapter {gripper.adapter} needs gripper.topic.")
+    if profile.adapter.startswith("servo"):
+        _check_servo(profile, path)
+
+
+def _check_servo(profile: "Profile", path: Path) -> None:
+    servo, description = profile.servo, profile.description
+    if not (servo.frame or description.base):
+        raise ConfigError(f"{path}: adapter {profile.adapter} needs servo.frame, the link that commands refer to.")
+    for name, value in vars(servo).items():
+        if isinstance(value, float) and not 0 < value < math.inf:
+            raise ConfigError(f"{path}: servo.{name} is {value:g}; it must be positive and finite.")
+    if profile.gripper and profile.gripper.adapter == "joint":
+        raise ConfigError(f"{path}: MoveIt Servo drives no gripper; set gripper.adapter and gripper.topic.")
+    if profile.adapter == "servo_twist" and not (description.urdf and description.tool):
+        raise ConfigError(f"{path}: adapter servo_twist needs description.urdf and description.tool.")
 
 
 def _check_names(profile: "Profile", path: Path) -> None:

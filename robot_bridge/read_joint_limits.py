@@ -44,7 +44,7 @@ def load_yaml(path: Path) -> Any:
     class Loader(yaml.SafeLoader):
         """A class of our own, so that the tags do not reach other users of the safe loader."""
 
-    def angle(loader: yaml.SafeLoader, node: yaml.Node, factor: float) -> float:
+    def angle(loader: Any, node: yaml.Node, factor: float) -> float:
         text = loader.construct_scalar(node) if isinstance(node, yaml.ScalarNode) else None
         try:
             return float(str(text)) * factor
