@@ -24,7 +24,8 @@ import numpy as np
 from embodied.contracts.errors import EmbodiedError, InputError, SafetyError
 from embodied.policies.bundle import PolicyContract
 from embodied.robot_bridge import messages
-from embodied.robot_bridge.mujoco_robot import POSE_PREFIX, RESET_TOPIC, STATUS_TOPIC
+from embodied.robot_bridge.command_messages import joy
+from embodied.robot_bridge.robot_options import POSE_PREFIX, RESET_TOPIC, STATUS_TOPIC
 from embodied.robot_bridge.node import EVENT_TOPIC, EventLog, now_ns, open_transport
 from embodied.robot_bridge.preflight import Check, check
 from embodied.robot_bridge.preflight_facts import collect
@@ -180,10 +181,7 @@ class Deployment:
             kind = messages.BOOL if safety.deadman_button < 0 else messages.JOY
             held = messages.boolean(True)
             if safety.deadman_button >= 0:
-                buttons = np.zeros(safety.deadman_button + 1, np.int32)
-                buttons[-1] = 1
-                joy = messages.message_class(messages.JOY)
-                held = messages.encode(joy(messages.header(now_ns()), np.zeros(0, np.float32), buttons))
+                held = joy(now_ns(), [], [0] * safety.deadman_button + [1])
             publishers.append((self.transport.publisher(self.profile.topics.deadman, kind, COMMAND), held))
         if safety.estop_required:
             estop = self.transport.publisher(ESTOP_TOPIC, messages.BOOL, LATCHED)

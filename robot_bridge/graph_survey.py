@@ -16,29 +16,13 @@ import numpy as np
 
 from embodied.contracts.errors import InputError
 from embodied.robot_bridge import messages
+from embodied.robot_bridge.interfaces import typestore
 from embodied.robot_bridge.node import now_ns
 from embodied.robot_bridge.qos import QosProfile
+from embodied.robot_bridge.transport import Endpoint, Graph
 
 WATCH = QosProfile(depth=200, reliable=False)  # matches every publisher and is deep enough for 1 kHz
 _KEPT, _SMALL = 64, 4096  # samples kept of a topic whose samples are small [bytes]; of others the last
-
-
-@dataclasses.dataclass(frozen=True)
-class Endpoint:
-    """A publisher or a subscription of the graph."""
-
-    topic: str
-    message_type: str
-    node: str
-    publishes: bool
-    qos: QosProfile
-    type_hash: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Graph:
-    nodes: tuple[str, ...]
-    endpoints: tuple[Endpoint, ...]
 
 
 def publishers(graph: Graph, topic: str) -> list[Endpoint]:
@@ -47,12 +31,6 @@ def publishers(graph: Graph, topic: str) -> list[Endpoint]:
 
 def subscriptions(graph: Graph, topic: str) -> list[Endpoint]:
     return [end for end in graph.endpoints if end.topic == topic and not end.publishes]
-
-
-def describe(qos: QosProfile) -> str:
-    """A profile in ROS 2's words."""
-    reliability = "reliable" if qos.reliable else "best effort"
-    return f"{reliability}, {'transient local' if qos.latched else 'volatile'}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +81,7 @@ class Stream:
 @functools.cache
 def _stamp_offset(message_type: str) -> bool:
     """Whether a type starts with a stamp: a header, or a Clock's time, right after the 4 encapsulation bytes."""
-    definitions = messages.typestore().fielddefs
+    definitions = typestore().fielddefs
     fields = definitions[message_type][1] if message_type in definitions else []
     return bool(fields) and fields[0][0] in ("header", "clock")
 

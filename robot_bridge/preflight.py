@@ -14,14 +14,14 @@ import numpy as np
 
 from embodied.contracts.errors import BundleError, InputError, SafetyError
 from embodied.robot_bridge import messages
-from embodied.robot_bridge.graph_survey import describe, publishers, subscriptions
+from embodied.robot_bridge.graph_survey import publishers, subscriptions
 from embodied.robot_bridge.policy_node import check_fits
 from embodied.robot_bridge.preflight_facts import Facts, command_topics
 from embodied.robot_bridge.qos import incompatibility
 from embodied.robot_bridge.safety_node import ESTOP_TOPIC
 
 FAR, FARTHER = 4.0, 8.0  # standard deviations from the training data's mean: warned of, refused
-OWN_NODES = ("safety", "policy", "recorder", "operator", "preflight")
+OWN_NODES = ("/safety", "/policy", "/recorder", "/operator", "/preflight")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,14 +143,15 @@ def _cameras(facts: Facts) -> Iterator[Check]:
         height, width = spec.shape[:2]
         stream, name = facts.streams[topic], f"camera {camera}"
         wanted_hz = 1 / facts.contract.control_dt
-        wanted = f"{width}x{height} rgb8 or bgr8 at {wanted_hz:g} Hz"
+        wanted = f"{width}x{height} in 8-bit colour at {wanted_hz:g} Hz"
         if not stream.count:
             offers = _who(publishers(facts.graph, topic)) or "nobody publishes it"
             found = f"nothing on {topic} in {stream.duration:.1f} s; {offers}"
             yield Check(name, "failed", found, wanted, "start the camera; check the topic's name in the profile")
             continue
         try:
-            pixels = messages.read_image(stream.recent[-1])[1]
+            read = messages.read_image if stream.message_type == messages.IMAGE else messages.read_compressed_image
+            pixels = read(stream.recent[-1])[1]
         except InputError as error:
             yield Check(name, "failed", str(error), wanted, "set the driver's encoding")
             continue
@@ -239,8 +240,8 @@ def _training_range(facts: Facts, position: np.ndarray, velocity: np.ndarray) ->
 def _commands(facts: Facts) -> Iterator[Check]:
     for topic, whose in command_topics(facts.profile).items():
         name = f"{whose} command"
-        rivals = [end for end in publishers(facts.graph, topic) if end.node != "safety"]
-        own = [end for end in publishers(facts.graph, topic) if end.node == "safety"]
+        rivals = [end for end in publishers(facts.graph, topic) if end.node != "/safety"]
+        own = [end for end in publishers(facts.graph, topic) if end.node == "/safety"]
         listeners = [end for end in subscriptions(facts.graph, topic) if end.node not in OWN_NODES]
         if rivals or len(own) > 1:
             found = f"{_who(rivals) or 'a second safety process publishes'} on {topic}"
@@ -260,13 +261,13 @@ def _qos(facts: Facts) -> Iterator[Check]:
     for topic in sorted(topics):
         for offer in publishers(facts.graph, topic):
             for request in subscriptions(facts.graph, topic):
-                ours = {offer.node, request.node} & {"safety", "policy"}
+                ours = {offer.node, request.node} & {"/safety", "/policy"}
                 if offer.message_type != request.message_type:
                     found = f"{offer.node} sends {offer.message_type}, {request.node} wants {request.message_type}"
                     advice = "give the topic in the profile that has the wanted type"
                 elif incompatibility(offer.qos, request.qos):
                     found = (
-                        f"{offer.node} offers {describe(offer.qos)}; {request.node} requests {describe(request.qos)}"
+                        f"{offer.node} offers {offer.qos.describe()}; {request.node} requests {request.qos.describe()}"
                     )
                     advice = "change the reliability or durability of one of the two: they exchange nothing"
                 else:

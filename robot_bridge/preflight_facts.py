@@ -8,12 +8,13 @@ from typing import Any
 from embodied.contracts.errors import InputError
 from embodied.policies.bundle import PolicyContract
 from embodied.robot_bridge import messages
-from embodied.robot_bridge.graph_survey import WATCH, Graph, Joints, Stream, Survey, read_joints
+from embodied.robot_bridge.graph_survey import WATCH, Joints, Stream, Survey, read_joints
 from embodied.robot_bridge.limits import Limits
 from embodied.robot_bridge.node import EVENT_TOPIC, now_ns
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.qos import EVENTS, LATCHED
 from embodied.robot_bridge.safety_node import ESTOP_TOPIC, STATE_TOPIC
+from embodied.robot_bridge.transport import Graph
 
 LISTEN = 1.5  # [s]
 
