@@ -96,6 +96,7 @@ VERBS: dict[str, Verb] = {
     "train iql": Verb("embodied.train:train_iql", "implicit Q-learning, many seeds at once"),
     "eval": Verb("embodied.evaluate:evaluate", "success in simulation, with intervals"),
     "compare": Verb("embodied.compare:compare", "intervals of several results side by side"),
+    "robot check": Verb("embodied.robot_check:robot_check", "what a robot profile allows and what it lacks"),
     "robot sim": Verb("embodied.robot_sim:robot_sim", "a MuJoCo robot on the ROS 2 graph"),
     "robot recover": Verb("embodied.robot_recover:robot_recover", "a whole bag of what a killed recorder left"),
     # Its processes are started by name, so imports do not show them.

@@ -114,10 +114,11 @@ class Safety:
     Attributes:
         rate_hz: ticks of the filter [Hz].
         command_every: a command is sent every so many ticks.
-        look_ahead: the path is sampled this far ahead, about the lag of the jerk-limited filter [s].
+        look_ahead: the path is sampled as far ahead as the jerk-limited filter lags behind it, at most this [s].
         action_delay: a chunk's points are due this much after their times, about what it takes from the observation
             to the arrival of the chunk, so that one chunk lasts until the next [s].
         chunk_horizon: how far past its arrival a chunk is executed without a newer one [s].
+        chunk_blend: a chunk that begins in the past is faded into over this time [s].
         chunk_timeout: HOLD this long after the last usable point [s].
         chunk_max_age: chunks from observations older than this are refused [s].
         clock_skew_max: stamps further in the future than this are refused [s].
@@ -138,9 +139,10 @@ class Safety:
 
     rate_hz: float = 100.0
     command_every: int = 2
-    look_ahead: float = 0.04
+    look_ahead: float = 0.3
     action_delay: float = 0.03
     chunk_horizon: float = 0.15
+    chunk_blend: float = 0.05
     chunk_timeout: float = 0.15
     chunk_max_age: float = 0.5
     clock_skew_max: float = 0.1
@@ -195,6 +197,7 @@ class Profile:
         joints: arm joints in the order of the policy's action.
         limits: joint -> limits, the gripper's included (`robot_bridge/limits.py`).
         limit_scale: factor on velocity, acceleration and jerk limits.
+        estimated: quantity -> whose estimate it is, where the maker of the arm states none; `robot check` repeats it.
         position_margin: taken off both ends of each arm joint's range [rad].
         adapter: how commands reach the robot, one of ADAPTERS. `jtc`: a ros2_control joint_trajectory_controller.
         acknowledge_no_timeout: must be true for forward_velocity, which lets an arm move on when the bridge dies.
@@ -204,6 +207,7 @@ class Profile:
     name: str
     joints: tuple[str, ...]
     limits: dict[str, Any] = dataclasses.field(default_factory=dict)
+    estimated: dict[str, Any] = dataclasses.field(default_factory=dict)
     limit_scale: float = 0.3
     position_margin: float = 0.05
     adapter: str = "jtc"
@@ -285,8 +289,12 @@ def profile_path(name: str | Path) -> Path:
     return shipped[str(name)]
 
 
-def load_profile(name: str | Path) -> Profile:
+def load_profile(name: str | Path, urdf: Path | None = None, joint_limits: Path | None = None) -> Profile:
     """Read and check a profile.
+
+    Args:
+        name: a YAML file, or a shipped profile.
+        urdf, joint_limits: take the place of those in its description.
 
     Raises:
         ConfigError: the file is absent or no YAML mapping, a key is unknown, a value is missing or of the wrong type,
@@ -297,7 +305,10 @@ def load_profile(name: str | Path) -> Profile:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} must hold a mapping; see panda-mujoco.yaml.")
     profile = _build(Profile, data, path, "")
-    profile = dataclasses.replace(profile, description=_absolute(profile.description, path.parent))
+    description = _absolute(profile.description, path.parent)
+    given = {"urdf": urdf, "joint_limits": joint_limits}
+    given = {key: str(file) for key, file in given.items() if file is not None}
+    profile = dataclasses.replace(profile, description=dataclasses.replace(description, **given))
     check_profile(profile, path)
     return profile
 

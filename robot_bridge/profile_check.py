@@ -6,7 +6,7 @@ import typing
 from pathlib import Path
 
 from embodied.contracts.errors import ConfigError, suggest
-from embodied.robot_bridge.limits import Limits
+from embodied.robot_bridge.limits import QUANTITIES, Limits
 
 if typing.TYPE_CHECKING:
     from embodied.robot_bridge.profile import Gripper, Profile, Safety
@@ -15,7 +15,7 @@ ADAPTERS = ("jtc", "forward_position", "forward_velocity", "servo_jog", "servo_t
 GRIPPER_ADAPTERS = ("joint", "forward_position", "gripper_command")
 TOPIC_NAME = re.compile(r"(/[A-Za-z_][A-Za-z0-9_]*)+")
 HEARTBEAT = 0.1  # [s]; deadman and e-stop are published at 10 Hz
-_MAY_BE_ZERO = ("look_ahead", "action_delay", "deadman_button")
+_MAY_BE_ZERO = ("look_ahead", "action_delay", "chunk_blend")
 
 
 def check_profile(profile: "Profile", path: Path) -> None:
@@ -30,6 +30,9 @@ def check_profile(profile: "Profile", path: Path) -> None:
         raise ConfigError(f"{path}: {fault}")
     if profile.position_margin < 0:
         raise ConfigError(f"{path}: position_margin {profile.position_margin:g} must not be negative.")
+    for quantity in profile.estimated:
+        if quantity not in QUANTITIES:
+            raise ConfigError(f"{path}: estimated names '{quantity}', no limit.{suggest(str(quantity), QUANTITIES)}")
     limits = profile.read_limits()
     if profile.gripper:
         _check_gripper(profile.gripper, limits, path)
@@ -93,10 +96,13 @@ def safety_faults(safety: "Safety") -> list[str]:
     faults = [
         f"safety.{name} is {value:g}; it must be positive and finite."
         for name, value in vars(safety).items()
-        if name not in _MAY_BE_ZERO and not isinstance(value, bool) and not 0 < value < math.inf
+        if name not in (*_MAY_BE_ZERO, "deadman_button") and not isinstance(value, bool) and not 0 < value < math.inf
     ]
-    if safety.look_ahead < 0 or safety.action_delay < 0:
-        faults.append("safety.look_ahead and safety.action_delay must not be negative.")
+    faults += [
+        f"safety.{name} is {getattr(safety, name):g}; it must be finite and not negative."
+        for name in _MAY_BE_ZERO
+        if not 0 <= getattr(safety, name) < math.inf
+    ]
     if faults:
         return faults
     rules = [
@@ -105,10 +111,6 @@ def safety_faults(safety: "Safety") -> list[str]:
             safety.chunk_horizon < 2 * between,
             f"safety.chunk_horizon {safety.chunk_horizon:g} s is shorter than two command periods ({2 * between:g} s = "
             "2 command_every / rate_hz):\na command would end before the next one comes.",
-        ),
-        (
-            safety.look_ahead >= safety.chunk_horizon,
-            f"safety.look_ahead {safety.look_ahead:g} s must be below safety.chunk_horizon {safety.chunk_horizon:g} s.",
         ),
         (
             safety.chunk_timeout < between,
@@ -151,3 +153,47 @@ def _check_gripper(gripper: "Gripper", limits: Limits, path: Path) -> None:
             )
     if gripper.open == gripper.closed:
         raise ConfigError(f"{path}: gripper.open and gripper.closed are both {gripper.open:g}.")
+
+
+def profile_warnings(profile: "Profile", limits: Limits) -> list[str]:
+    """What a profile that is accepted leaves to chance, most dangerous first."""
+    safety, arm = profile.safety, len(profile.joints)
+    between = safety.command_every / safety.rate_hz
+    time, _ = limits.braking(limits.velocity)
+    wide = [name for name, low, high in zip(profile.joints, limits.low, limits.high, strict=False) if high - low > 6.3]
+    rules = [
+        (
+            profile.adapter == "forward_velocity",
+            "forward_velocity: the arm keeps moving when the bridge dies; the controller has no timeout",
+        ),
+        (
+            profile.adapter == "servo_twist",
+            "servo_twist: joint limits are left to MoveIt Servo; the bridge bounds the tool's speed and place only",
+        ),
+        (not safety.deadman_required, "no deadman: the arm moves with nobody holding a button"),
+        (not safety.estop_required, "no e-stop heartbeat: the loss of the operator's stop goes unnoticed"),
+        (profile.workspace is None, "no workspace: nothing but the joints' ranges keeps the tool off the table"),
+        (
+            profile.limit_scale > 0.5,
+            f"limit_scale {profile.limit_scale:g}: first runs on an arm belong at 0.3 or below",
+        ),
+        (profile.position_margin == 0, "no position_margin: joints may go to their very limits"),
+        *((True, f"{quantity} is an estimate: {text}") for quantity, text in profile.estimated.items()),
+        (
+            safety.chunk_horizon < 4 * between,
+            f"safety.chunk_horizon {safety.chunk_horizon:g} s holds fewer than four command periods ({between:g} s): "
+            "a few late commands stop the arm",
+        ),
+        (
+            time[:arm].max() > safety.joint_stop,
+            f"{limits.names[int(time[:arm].argmax())]} takes {time[:arm].max():.2f} s to stop from full speed, more "
+            f"than safety.joint_stop ({safety.joint_stop:g} s)",
+        ),
+        (
+            profile.policy.max_lead > limits.max_step[:arm].min(),
+            f"policy.max_lead {profile.policy.max_lead:g} is above the smallest max_step "
+            f"({limits.max_step[:arm].min():g}): targets will be clamped",
+        ),
+        (bool(wide), f"{', '.join(wide)} may turn more than once around: mind the cables"),
+    ]
+    return [text for doubtful, text in rules if doubtful]
