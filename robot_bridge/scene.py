@@ -20,6 +20,10 @@
       },
       "bodies": {"cube": "cube_main", ...},    * published as /sim/pose/<name>: body origin in the world frame
       "sites":  {"eef": "gripper0_grip_site"}, * the same for sites
+      "base": "robot0_base",                   * body whose frame is the profile's description.base; the world without
+      "tool": "gripper0_grip_site",            * site whose frame is description.tool; a twist command needs it
+      "description": "robot.urdf",             * file beside this one for /robot_description; scene.xml itself without
+      "about": "robosuite's Panda, ...",       * what the model is, and what it is not: shown to whoever runs it
       "initial": {"qpos": [nq numbers], "qvel": [nv numbers]*, "ctrl": [nu numbers]*},
       "render": {                              * pictures are those of `sim` pixel by pixel if this is what `sim` used
         "flags": {"shadow": false, "reflection": false, "haze": false, "skybox": false},   mjtRndFlag, lower case
@@ -101,6 +105,10 @@ class Scene:
     cameras: dict[str, SceneCamera] = dataclasses.field(default_factory=dict)
     bodies: dict[str, str] = dataclasses.field(default_factory=dict)
     sites: dict[str, str] = dataclasses.field(default_factory=dict)
+    base: str = ""
+    tool: str = ""
+    description: str = ""
+    about: str = ""
     render: RenderSettings = dataclasses.field(default_factory=RenderSettings)
 
 

@@ -14,13 +14,14 @@ from bridge_fixtures import JOINTS, Clock, tiny_profile, write_scene
 from embodied.contracts.errors import BundleError
 from embodied.contracts.specs import ActionSpec, ArraySpec
 from embodied.robot_bridge import messages as m
-from embodied.robot_bridge.mujoco_robot import MujocoRobot, SimulatedArm
+from embodied.robot_bridge.mujoco_robot import MujocoRobot
 from embodied.robot_bridge.policy_node import Pacer, PolicyNode, Targets, check_fits
 from embodied.robot_bridge.profile import load_profile
 from embodied.robot_bridge.qos import COMMAND, DEFAULT, LATEST
 from embodied.robot_bridge.safety import State
 from embodied.robot_bridge.safety_node import SafetyNode
 from embodied.robot_bridge.scene import load_scene
+from embodied.robot_bridge.simulated_arm import SimulatedArm
 from embodied.robot_bridge.transport_memory import Fault, MemoryBus, MemoryTransport
 
 ACTION = ActionSpec((3,), names=JOINTS, unit="rad, m", control_mode="joint_position_delta", scale=(0.1, 0.1, 0.04))
@@ -254,7 +255,7 @@ def freeze(fault: str) -> Callable[[Loop], None]:
         (freeze("freeze_cameras"), 0.6, {State.HOLD}, "no chunk"),
         (freeze("freeze_state"), 0.25, {State.HOLD}, "joint states are stale"),
         (freeze("freeze_state"), 0.8, {State.STOPPED}, "no joint states"),
-        (freeze("nan_state"), 0.25, {State.HOLD}, "joint states are stale"),
+        (freeze("nan"), 0.25, {State.HOLD}, "joint states are stale"),
         (lambda loop: loop.mode.write(m.string("stop")), 0.3, {State.STOPPED}, "operator"),
     ],
 )
