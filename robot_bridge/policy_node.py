@@ -1,15 +1,14 @@
-"""Runs a bundle on the graph: joint states and images in, chunks of absolute joint targets out.
+"""Runs a bundle on the graph: joint states and images in, chunks of absolute targets out.
 
 `python -m embodied.robot_bridge.policy_node --bundle DIR --profile NAME`
 
 A chunk goes out for every image of the bundle's first camera that is due (for every joint state, if it sees through
-none), stamped with that image's stamp, at the bundle's control rate. When an observation is too old nothing goes out:
-the safety process notices the silence. Action 1.0 means what it meant in training: `joint_position_delta` adds
-scale * action to the last joint target.
+none), stamped with that image's stamp, at the bundle's control rate; its points are due at 1, 2, ... control periods
+after the stamp. When an observation is too old nothing goes out: the safety process notices the silence. What actions
+mean is in actions.py, what is observed in observations.py.
 """
 
 import argparse
-import collections
 import logging
 import secrets
 import threading
@@ -19,85 +18,28 @@ from typing import Any
 
 import numpy as np
 
-from embodied.contracts.errors import BundleError, InputError, suggest
+from embodied.contracts.errors import InputError
 from embodied.contracts.protocols import Policy
 from embodied.robot_bridge import messages
-from embodied.robot_bridge.limits import Limits
+from embodied.robot_bridge.actions import Targets, check_action, target_names
+from embodied.robot_bridge.adapter_servo_twist import axis_limits
 from embodied.robot_bridge.node import EventLog, Stop, arguments, now_ns, open_transport, run_process
+from embodied.robot_bridge.observations import Moment, Observer, check_observations
 from embodied.robot_bridge.profile import Profile
-from embodied.robot_bridge.qos import COMMAND, DEFAULT, LATCHED, LATEST
+from embodied.robot_bridge.qos import COMMAND, DEFAULT, LATCHED
 from embodied.robot_bridge.safety_node import CHUNK_TOPIC, COMMAND_TOPIC, STATE_TOPIC
 
 log = logging.getLogger("policy")
 
-OBSERVATIONS = ("joint_position", "joint_velocity", "gripper_position", "joint_target")
 ACTIVE = ("RUNNING", "HOLD")
+REPORT_PERIOD = 2.0  # what is missing is said at most this often [s]
+_MALFORMED = (InputError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
 
 
 def check_fits(policy: Policy, profile: Profile) -> None:
     """BundleError, naming what is wrong, unless this robot can give what the bundle takes and do what it says."""
-    action = policy.action_spec
-    if action.control_mode != "joint_position_delta":
-        raise BundleError(
-            f"The bundle's actions are '{action.control_mode}'; the bridge drives 'joint_position_delta' only."
-        )
-    if tuple(action.names) != profile.all_joints:
-        raise BundleError(
-            f"The bundle's action is {', '.join(action.names) or '(unnamed)'};\n"
-            f"profile {profile.name} has {', '.join(profile.all_joints)}."
-        )
-    arm, every = len(profile.joints), len(profile.all_joints)
-    sizes = {"joint_position": (arm,), "joint_velocity": (arm,), "joint_target": (every,)}
-    sizes |= {"gripper_position": (1,)} if profile.gripper else {}
-    for key, spec in policy.observation_spec.items():
-        if key not in sizes:
-            raise BundleError(f"The bundle observes '{key}', which no robot measures here.{suggest(key, sizes)}")
-        if tuple(spec.shape) != sizes[key]:
-            raise BundleError(
-                f"The bundle's '{key}' has shape {spec.shape}; profile {profile.name} gives {sizes[key]}."
-            )
-    for camera in policy.image_spec:
-        if camera not in profile.topics.cameras:
-            raise BundleError(
-                f"The bundle sees through camera '{camera}'.{suggest(camera, profile.topics.cameras)}\n"
-                f"Add it under topics.cameras of profile {profile.name}."
-            )
-
-
-class Targets:
-    """Joint targets from `joint_position_delta` actions, with the arithmetic of the simulated environment.
-
-    Attributes:
-        current: (J,) last target, or None before `start`.
-    """
-
-    def __init__(self, policy: Policy, profile: Profile, limits: Limits) -> None:
-        self._scale = np.asarray(policy.action_spec.scale, np.float64)
-        self._arm, self._gripper = len(profile.joints), profile.gripper
-        self._limits, self._max_lead = limits, profile.policy.max_lead
-        self.current: np.ndarray | None = None
-
-    def start(self, position: np.ndarray) -> None:
-        self.current = np.array(position, np.float64)
-
-    def apply(self, actions: np.ndarray, measured: np.ndarray) -> np.ndarray:
-        """Targets (K, J) after each of the actions (K, J); the first becomes `current`.
-
-        The arm's stay within `max_lead` of the measured joints, so that nothing winds up against a contact. The
-        gripper's target moves towards open (action <= 0) or closed (action > 0) by at most its scale per step.
-        """
-        assert self.current is not None
-        target, arm, rows = self.current, self._arm, []
-        for action in np.clip(np.asarray(actions, np.float64), -1.0, 1.0):
-            wanted = target + self._scale * action
-            wanted[:arm] = np.clip(wanted[:arm], measured[:arm] - self._max_lead, measured[:arm] + self._max_lead)
-            if self._gripper:
-                goal = self._gripper.closed if action[arm] > 0 else self._gripper.open
-                wanted[arm] = target[arm] + np.clip(goal - target[arm], -self._scale[arm], self._scale[arm])
-            target = self._limits.clip_position(wanted)
-            rows.append(target)
-        self.current = rows[0]
-        return np.stack(rows)
+    check_action(policy, profile)
+    check_observations(policy, profile)
 
 
 class Pacer:
@@ -111,6 +53,8 @@ class Pacer:
 
     def due(self, stamp_ns: int) -> bool:
         """True for the first sample at most a quarter period early; keeps the average rate."""
+        if stamp_ns < self._due - 2 * self._period:  # the clock was set back
+            self._due = 0
         if stamp_ns < self._due - self._period // 4:
             return False
         on_grid = abs(stamp_ns - self._due) <= self._period // 2
@@ -130,45 +74,55 @@ class PolicyNode:
     ) -> None:
         check_fits(policy, profile)
         self._policy, self._profile, self._stamp = policy, profile, stamp
-        self._targets = Targets(policy, profile, profile.read_limits())
-        self._pacer = Pacer(policy.control_dt)
-        self._times = policy.control_dt * np.arange(1, 1 + 64)
+        twist = profile.adapter == "servo_twist"
+        self._targets = Targets(policy, profile, axis_limits(profile) if twist else profile.read_limits())
+        self._names = target_names(profile)
+        self._pacer, self._period_ns = Pacer(policy.control_dt), policy.control_dt * 1e9
         self.wake = threading.Event()
-        self._joints: collections.deque[bytes] = collections.deque(maxlen=64)
+        self._observer = Observer(policy, profile, transport, self.wake)
         self._latest: dict[str, bytes] = {}
         self._state, self._runs, self._run, self._sequence = "", "", "", 0
+        self._now, self._last_stamp, self._reported_at, self._reported = 0, 0, -np.inf, ""
         self.counts = {"chunks": 0, "stale": 0, "failed": 0}
+        self.events = EventLog(transport, "policy")
         self._chunks = transport.publisher(CHUNK_TOPIC, messages.JOINT_TRAJECTORY, COMMAND)
-        self._trigger = next(iter(policy.image_spec), "")
-        for camera in policy.image_spec:
-            topic = profile.topics.cameras[camera]
-            transport.subscriber(topic, messages.IMAGE, LATEST, lambda data, _, key=camera: self._store(key, data))
-        transport.subscriber(profile.topics.joint_states, messages.JOINT_STATE, LATEST, self._store_joints)
         transport.subscriber(COMMAND_TOPIC, messages.JOINT_TRAJECTORY, DEFAULT, lambda d, _: self._store("/command", d))
         transport.subscriber(STATE_TOPIC, messages.DIAGNOSTIC_ARRAY, LATCHED, lambda d, _: self._store("/state", d))
 
     def _store(self, key: str, data: bytes) -> None:
         self._latest[key] = data
-        if key in (self._trigger, "/state"):
-            self.wake.set()
-
-    def _store_joints(self, data: bytes, _: int) -> None:
-        self._joints.append(data)
-        if not self._trigger:
+        if key == "/state":
             self.wake.set()
 
     def step(self) -> bool:
         """Act if the newest observation is due and the safety process listens. True if a chunk went out."""
         self.wake.clear()
-        self._follow_state()
-        if self._state not in ACTIVE:
-            return False
         try:
+            self._follow_state()
+            if self._state not in ACTIVE:
+                return False
             return self._act()
-        except InputError as error:
+        except _MALFORMED as error:
             self.counts["failed"] += 1
-            log.warning("no chunk: %s", error)
+            self._say(f"no chunk: {error}")
             return False
+
+    def look(self) -> None:
+        """Say what is missing, though nothing arrives that would wake the policy. Call now and then."""
+        if self._state not in ACTIVE:
+            try:
+                self._observer.ready(self._stamp())
+            except _MALFORMED as error:
+                self._say(f"malformed: {error}")
+        if self._observer.waiting:
+            self._say("waiting: " + "; ".join(f"{topic}: {why}" for topic, why in self._observer.waiting.items()))
+
+    def _say(self, text: str) -> None:
+        """An event, unless one like it came just now."""
+        now, kind = time.monotonic(), text.split(":")[0]
+        if kind != self._reported or now - self._reported_at > REPORT_PERIOD:
+            self._reported, self._reported_at = kind, now
+            self.events.write("policy_waits", text=text)
 
     def _follow_state(self) -> None:
         data = self._latest.pop("/state", None)
@@ -184,67 +138,59 @@ class PolicyNode:
         self._state, self._runs = state, runs
 
     def _act(self) -> bool:
-        images = {camera: messages.read_image(self._latest[camera]) for camera in self._policy.image_spec
-                  if camera in self._latest}  # fmt: skip
-        if len(images) < len(self._policy.image_spec):
-            return False
         now = self._stamp()
-        stamp = images[self._trigger][0] if self._trigger else now
-        joints = self._joint_sample(stamp)
-        if joints is None:
-            return False
-        stamp = stamp if self._trigger else joints.stamp_ns
-        limits = self._profile.policy
-        oldest = min((image[0] for image in images.values()), default=now)
-        newest = stamp if self._trigger else now
-        if now - oldest > limits.image_timeout * 1e9 or newest - joints.stamp_ns > limits.joint_timeout * 1e9:
+        if now < self._now - 10**8:  # a simulated clock was set back
+            self._observer.forget()
+            self._pacer.restart()
+            self._targets.current = None
+        self._now = now
+        stamp = self._observer.ready(now)
+        if stamp is None:
             self.counts["stale"] += 1
             return False
         if not self._pacer.due(stamp):
             return False
-        self._publish(stamp, joints, {camera: image[1] for camera, image in images.items()})
+        self._publish(self._observer.moment(stamp))
         return True
 
-    def _joint_sample(self, stamp: int) -> messages.JointSample | None:
-        """The newest joint state that is not after the image."""
-        for data in reversed(list(self._joints)):
-            sample = messages.read_joint_state(data)
-            if sample.stamp_ns <= stamp:
-                return sample
-        return None
-
-    def _publish(self, stamp: int, joints: messages.JointSample, images: dict[str, np.ndarray]) -> None:
-        names, arm = self._profile.all_joints, len(self._profile.joints)
-        position, velocity = joints.select(names)
-        if not np.isfinite(position).all():
-            raise InputError(f"joint states hold {position}")
+    def _publish(self, moment: Moment) -> None:
+        arm, stamp = len(self._profile.joints), moment.stamp_ns
         if self._targets.current is None:
-            self._targets.start(self._commanded(position))
+            self._targets.start(self._commanded(moment.position))
+        else:
+            self._targets.passed(round((stamp - self._last_stamp) / self._period_ns))
+        self._last_stamp = stamp
         assert self._targets.current is not None
         values = {
-            "joint_position": position[:arm],
-            "joint_velocity": velocity[:arm],
-            "gripper_position": position[arm:],
+            "joint_position": moment.position[:arm],
+            "joint_velocity": moment.velocity[:arm],
+            "gripper_position": moment.position[arm:],
             "joint_target": self._targets.current,
         }
         observation = {key: values[key].astype(np.float32) for key in self._policy.observation_spec}
-        observation |= {f"images/{camera}": np.array(image) for camera, image in images.items()}
-        targets = self._targets.apply(self._policy.act(observation), position)
+        observation |= {f"images/{camera}": image for camera, image in moment.images.items()}
+        targets = self._targets.apply(self._policy.act(observation), moment.position)
         self._sequence += 1
         self.counts["chunks"] += 1
         frame = f"policy:{self._run}:{self._sequence}"
-        times = self._times[: len(targets)]
-        self._chunks.write(messages.joint_trajectory(messages.Trajectory(stamp, frame, names, times, targets)))
+        times = self._policy.control_dt * np.arange(1, len(targets) + 1)
+        self._chunks.write(messages.joint_trajectory(messages.Trajectory(stamp, frame, self._names, times, targets)))
         if self._state == "HOLD":
             self._targets.current = None  # not executed, unless it ends the hold
 
     def _commanded(self, measured: np.ndarray) -> np.ndarray:
-        """Where the safety process holds the robot, or the measured joints before its first command."""
-        data = self._latest.get("/command")
-        if data is None:
+        """Where the safety process holds the robot; or the measured joints, where it commands nothing or in shadow.
+
+        Raises:
+            InputError: the tool's axes are known from the safety process only, and it has not said them yet.
+        """
+        data, axes = self._latest.get("/command"), self._names != self._profile.all_joints
+        command = messages.read_joint_trajectory(data) if data is not None else None
+        if command is None or (command.frame_id.startswith("shadow:") and not axes):
+            if axes:
+                raise InputError(f"{COMMAND_TOPIC} has not said where the tool is")
             return measured
-        command = messages.read_joint_trajectory(data)
-        order = [command.names.index(name) for name in self._profile.all_joints]
+        order = [command.names.index(name) for name in self._names]
         return command.positions[0][order]
 
 
@@ -259,9 +205,8 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     started = time.perf_counter()
     for _ in range(5):  # the first inferences are slow: not while the robot runs
         policy.act(blank)
-    events = EventLog(transport, "policy")
     inference_s = (time.perf_counter() - started) / 5
-    events.write(
+    node.events.write(
         "policy_ready",
         bundle=str(options.bundle),
         profile=profile.fingerprint,
@@ -272,6 +217,7 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
         while not stop.is_set():
             if node.wake.wait(0.1):
                 node.step()
+            node.look()
     finally:
         log.info("ended: %s", node.counts)
         transport.close()

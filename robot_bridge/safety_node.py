@@ -1,47 +1,63 @@
 """The only process that commands the robot; `python -m embodied.robot_bridge.safety_node --profile NAME`.
 
 in   /bridge/chunk           JointTrajectory   targets from the policy, stamped with the observation's stamp
-in   <topics.joint_states>   JointState
-in   /bridge/mode            String            arm | run | hold | stop | reset
-in   /bridge/estop           Bool              true latches ESTOP
-in   /bridge/deadman         Bool              true at >= 10 Hz while held (if safety.deadman_required)
-out  <topics.command>        JointTrajectory   50 Hz; ends at rest within about 0.2 s: if this process dies,
-                                               the robot's controller brings the arm to rest by itself
+in   <topics.joint_states>   JointState        and <gripper.joint_states>, if the gripper's come by themselves
+in   /bridge/mode            String            arm | run | hold | stop | reset; services ~/arm ... ~/reset do the same
+in   /bridge/estop           Bool              true latches ESTOP; silence does too (if safety.estop_required)
+in   <topics.deadman>        Bool or Joy       held, at >= 10 Hz (if safety.deadman_required)
+out  <topics.command>        by the adapter    see adapters.py: what the arm does if this process dies
 out  /bridge/command         JointTrajectory   one point: the command sent, at the time it is due; frame_id names
-                                               the chunk behind it, or the state
-out  /bridge/state           DiagnosticArray   10 Hz and at every change; latched
+                                               the chunk behind it, or the state; shadow:... if nothing was sent
+out  /bridge/state           DiagnosticArray   10 Hz and at every change; latched. /diagnostics: the same at 1 Hz
 out  /bridge/event           String (JSON)     state changes and refusals; latched, 100 deep
+
+This is software, not a rated safety function: it stands behind the robot's own limits and a physical stop.
 """
 
 import argparse
 import collections
+import functools
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from embodied.contracts.errors import InputError
 from embodied.robot_bridge import messages
+from embodied.robot_bridge.adapters import Nobody, RobotCommands
+from embodied.robot_bridge.command_messages import outcome, read_joy
+from embodied.robot_bridge.joint_merge import JointMerge
 from embodied.robot_bridge.messages import Trajectory
 from embodied.robot_bridge.node import EventLog, Rate, Stop, arguments, now_ns, open_transport, run_process
 from embodied.robot_bridge.profile import Profile
-from embodied.robot_bridge.qos import COMMAND, DEFAULT, LATCHED, LATEST
+from embodied.robot_bridge.qos import COMMAND, DEFAULT, SENSOR_DATA
 from embodied.robot_bridge.safety import Chunk, SafetyFilter, State, Tick
+from embodied.robot_bridge.safety_report import SafetyReport
+from embodied.robot_bridge.scheduling import Collector, raise_priority
 
 log = logging.getLogger("safety")
 
 CHUNK_TOPIC, COMMAND_TOPIC, STATE_TOPIC = "/bridge/chunk", "/bridge/command", "/bridge/state"
-MODE_TOPIC, ESTOP_TOPIC, DEADMAN_TOPIC = "/bridge/mode", "/bridge/estop", "/bridge/deadman"
-STATE_HZ = 10.0
-_LEVEL = {State.RUNNING: 0, State.ARMED: 0, State.INACTIVE: 0, State.HOLD: 1}
+MODE_TOPIC, ESTOP_TOPIC = "/bridge/mode", "/bridge/estop"
+MODES = ("arm", "run", "hold", "stop", "reset")
+CLOCK_SILENCE = 1.0  # with sim time, /clock may stand still for so long on the wall clock [s]
+BRAKING = 0.3  # ... and then so much time is taken to have passed [s]
+_BURST = 16  # joint states decoded per tick: after a pause the older ones of a burst are of no use
+_MALFORMED = (InputError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
 
 
 class SafetyNode:
-    """The filter on a transport. Call `tick` at `safety.rate_hz`.
+    """The filter on a transport. Call `tick` at `safety.rate_hz`, when `due` says so.
 
     Args:
-        clock: monotonic seconds.
+        clock: monotonic seconds; simulated ones with `sim_time`.
         stamp: ROS time [ns].
+        shadow: run as ever, send nothing to the robot.
+        sim_time: ages are on `clock`, also those of arrivals.
+        wall: monotonic seconds, never simulated.
     """
 
     def __init__(
@@ -50,148 +66,317 @@ class SafetyNode:
         transport: Any,
         clock: Callable[[], float] = time.monotonic,
         stamp: Callable[[], int] = now_ns,
+        shadow: bool = False,
+        sim_time: bool = False,
+        wall: Callable[[], float] = time.monotonic,
     ) -> None:
         self._profile, self._transport, self._clock, self._stamp = profile, transport, clock, stamp
-        self.filter = SafetyFilter(profile.read_limits(), profile.safety)
-        self._names, self._fingerprint = profile.all_joints, profile.fingerprint
-        self._inbox: collections.deque[tuple[str, bytes, int]] = collections.deque()
-        topics = profile.topics
-        self._adapter = transport.publisher(topics.command, messages.JOINT_TRAJECTORY, COMMAND)
+        self._shadow, self._sim_time, self._wall = shadow, sim_time, wall
+        self._period, self._fingerprint = 1.0 / profile.safety.rate_hz, profile.fingerprint
+        self.commands = RobotCommands(profile, Nobody() if shadow else transport)
+        limits, joint_space = self.commands.limits, profile.adapter != "servo_twist"
+        workspace, streaming = profile.read_workspace(), profile.adapter != "jtc"
+        self.filter = SafetyFilter(limits, profile.safety, workspace if joint_space else None, shadow, streaming)
+        self._watched = workspace if not joint_space else None
+        self._joints, self._arm = JointMerge(profile.all_joints), len(profile.joints)
+        self._measured = np.full(len(limits.names), np.nan)  # in the filter's coordinates
+        own_state = profile.gripper is not None and profile.gripper.adapter != "joint"
+        self._group = self._arm if own_state else len(profile.all_joints)  # joints whose age is the arm's
         self._command = transport.publisher(COMMAND_TOPIC, messages.JOINT_TRAJECTORY, DEFAULT)
-        self._state = transport.publisher(STATE_TOPIC, messages.DIAGNOSTIC_ARRAY, LATCHED)
         self._events = EventLog(transport, "safety")
-        # Receives nothing of use: it counts who else commands the robot.
-        self._rivals = transport.subscriber(topics.command, messages.JOINT_TRAJECTORY, LATEST, lambda data, at: None)
-        for topic, kind, qos in (
-            (topics.joint_states, messages.JOINT_STATE, LATEST),
-            (CHUNK_TOPIC, messages.JOINT_TRAJECTORY, COMMAND),
-            (MODE_TOPIC, messages.STRING, DEFAULT),
-            (ESTOP_TOPIC, messages.BOOL, COMMAND),
-            (DEADMAN_TOPIC, messages.BOOL, COMMAND),
-        ):
-            transport.subscriber(topic, kind, qos, lambda data, at, topic=topic: self._inbox.append((topic, data, at)))
-        self._handlers: dict[str, Callable[[bytes, float], None]] = {
-            topics.joint_states: self._on_joint_state,
-            CHUNK_TOPIC: self._on_chunk,
-            MODE_TOPIC: self._on_mode,
-            ESTOP_TOPIC: lambda data, at: self.filter.set_estop(messages.read_bool(data)),
-            DEADMAN_TOPIC: lambda data, at: self.filter.set_deadman(messages.read_bool(data), at),
-        }
-        self._ticks, self._shown, self.malformed = 0, "", 0
+        self._report = SafetyReport(transport, STATE_TOPIC, profile.safety.rate_hz)
+        self._lock, self._inbox = threading.RLock(), collections.deque[tuple[str, bytes, float]](maxlen=4096)
+        self._handlers = self._subscribe()
+        self._serve()
+        self._ticks, self._now = 0, clock()
+        self._heard, self._moved_at, self._last_tick, self._fault = self._now, wall(), -np.inf, ""
+        self._chunk: tuple[str, int, float] | None = None  # run, sequence, observed_at of the newest
+        self._shown: tuple[str, str] = ("", "")
+        self.malformed = collections.Counter[str]()
         self.rate: Rate | None = None
 
-    def tick(self) -> Tick:
-        """Take what arrived, decide, send."""
-        self._take()
-        now = self._clock()
-        every_second = self._ticks % round(self._profile.safety.rate_hz) == 0
-        if every_second and self.filter.state in (State.RUNNING, State.HOLD) and (rival := self._rival()):
-            self.filter.request("stop", now)
-            self._events.write("stopped", reason=rival)
-        tick = self.filter.tick(now)
-        if tick.plan is not None:
-            self._send(tick)
-        for text in tick.events:
-            self._events.write("safety", text=text)
-        if tick.events or self._ticks % round(self._profile.safety.rate_hz / STATE_HZ) == 0:
-            self._publish_state(tick, now)
-        self._ticks += 1
-        return tick
+    # ---- what arrives: queued on the transport's thread, read in the tick
+
+    def _subscribe(self) -> dict[str, Callable[[bytes, float], None]]:
+        profile, safety = self._profile, self._profile.safety
+        topics = {
+            profile.topics.joint_states: (messages.JOINT_STATE, SENSOR_DATA, self._on_joint_state),
+            CHUNK_TOPIC: (messages.JOINT_TRAJECTORY, COMMAND, self._on_chunk),
+            MODE_TOPIC: (messages.STRING, DEFAULT, self._on_mode),
+            ESTOP_TOPIC: (messages.BOOL, COMMAND, self._on_estop),
+            profile.topics.deadman: (messages.BOOL, COMMAND, self._on_deadman),
+        }
+        if safety.deadman_button >= 0:
+            topics[profile.topics.deadman] = (messages.JOY, SENSOR_DATA, self._on_joy)
+        if profile.gripper and profile.gripper.joint_states:
+            topics[profile.gripper.joint_states] = (messages.JOINT_STATE, SENSOR_DATA, self._on_joint_state)
+        for topic, (kind, qos, _) in topics.items():
+            self._transport.subscriber(topic, kind, qos, functools.partial(self._arrived, topic))
+        self._inputs = tuple(topics)
+        return {topic: handler for topic, (_, _, handler) in topics.items()}
+
+    def _arrived(self, topic: str, data: bytes, received_ns: int) -> None:
+        self._inbox.append((topic, data, self._clock() if self._sim_time else received_ns * 1e-9))
 
     def _take(self) -> None:
-        newest_state: tuple[str, bytes, int] | None = None
-        for _ in range(len(self._inbox)):
-            item = self._inbox.popleft()
-            if item[0] == self._profile.topics.joint_states:
-                newest_state = item  # a burst after a pause is decoded once
-                continue
-            self._handle(item)
-        if newest_state is not None:
-            self._handle(newest_state)
+        arrived = [self._inbox.popleft() for _ in range(len(self._inbox))]
+        states = [item for item in arrived if self._handlers[item[0]] == self._on_joint_state]
+        heard = False
+        for topic, data, at in states[-_BURST:]:
+            heard |= bool(self._handle(topic, data, at))
+        if heard and not self._joints.missing():
+            joints = self._joints
+            position, velocity = self.commands.coordinates(joints.position, joints.velocity)
+            self._measured = position
+            self.filter.measure(position, velocity, joints.oldest(self._group))
+        for topic, data, at in arrived:
+            if self._handlers[topic] != self._on_joint_state:
+                self._handle(topic, data, at)
 
-    def _handle(self, item: tuple[str, bytes, int]) -> None:
-        topic, data, received_ns = item
+    def _handle(self, topic: str, data: bytes, received_at: float) -> Any:
         try:
-            self._handlers[topic](data, received_ns * 1e-9)
-        except InputError as error:
-            self.malformed += 1
-            if self.malformed <= 10:
+            return self._handlers[topic](data, received_at)
+        except _MALFORMED as error:
+            self.malformed[topic] += 1
+            if self.malformed[topic] <= 3:
                 log.warning("%s: %s", topic, error)
+                self._events.write("malformed", topic=topic, text=str(error)[:200])
+            return None
 
-    def _on_joint_state(self, data: bytes, received_at: float) -> None:
-        self.filter.measure(*messages.read_joint_state(data).select(self._names), received_at)
+    def _on_joint_state(self, data: bytes, received_at: float) -> bool:
+        return self._joints.update(messages.read_joint_state(data), received_at)
 
     def _on_chunk(self, data: bytes, received_at: float) -> None:
         trajectory = messages.read_joint_trajectory(data)
         source, run, sequence = [*trajectory.frame_id.split(":"), "", ""][:3]
-        if source != "policy" or not sequence.isdigit():
-            raise InputError(f"a chunk with frame_id '{trajectory.frame_id}'; it must be policy:<run>:<sequence>")
+        if source != "policy" or not (sequence.isascii() and sequence.isdigit() and len(sequence) < 19):
+            raise InputError(f"a chunk with frame_id '{trajectory.frame_id[:80]}'; it must be policy:<run>:<sequence>")
         now = self._clock()
         observed_at = now - (self._stamp() - trajectory.stamp_ns) * 1e-9
         chunk = Chunk(
             run, int(sequence), observed_at, received_at, trajectory.names, trajectory.times, trajectory.positions
         )
-        self.filter.offer(chunk, now)
+        if not self.filter.offer(chunk, now):
+            self._chunk = (run, int(sequence), observed_at)
 
     def _on_mode(self, data: bytes, received_at: float) -> None:
-        mode = messages.read_string(data)
-        self.filter.request(mode, self._clock(), self._obstacle() if mode == "arm" else "")
+        self.request(messages.read_string(data))
 
-    def _rival(self) -> str:
-        others = self._rivals.matched - 1
-        return f"{others} other publishers on {self._adapter.topic}" if others > 0 else ""
+    def _on_estop(self, data: bytes, received_at: float) -> None:
+        self.filter.set_estop(messages.read_bool(data), received_at)
+
+    def _on_deadman(self, data: bytes, received_at: float) -> None:
+        self.filter.set_deadman(messages.read_bool(data), received_at)
+
+    def _on_joy(self, data: bytes, received_at: float) -> None:
+        button, buttons = self._profile.safety.deadman_button, read_joy(data)[1]
+        if button >= len(buttons):
+            raise InputError(f"a Joy with {len(buttons)} buttons; safety.deadman_button is {button}")
+        self.filter.set_deadman(bool(buttons[button]), received_at)
+
+    # ---- services and parameters, for convenience: some peers carry no services, so nothing needs them
+
+    def _serve(self) -> None:
+        if not getattr(self._transport, "services", False):
+            return
+        for mode in MODES:
+            self._transport.service(f"~/{mode}", messages.TRIGGER, functools.partial(self._on_service, mode))
+        self._transport.parameters(parameters(self._profile), lambda name, value: f"{name} is the profile's; edit it")
+
+    def _on_service(self, mode: str, request: bytes) -> bytes:
+        del request  # a Trigger has no content
+        refusal = self.request(mode)
+        return outcome(not refusal, refusal or f"the state is {self.filter.state}")
+
+    def request(self, mode: str) -> str:
+        """What /bridge/mode asks for. Returns why it is refused; empty if granted. From any thread."""
+        obstacle = self._obstacle() if mode == "arm" else ""
+        with self._lock:
+            return self.filter.request(mode, self._clock(), obstacle)
 
     def _obstacle(self) -> str:
-        """Why the robot could not be driven."""
-        topic = self._adapter.topic
-        mismatch = [line for line in self._transport.problems() if line.startswith(f"{topic}:")]
-        # Its own `_rivals` subscription is one of the matched.
-        if self._adapter.matched < 2:
-            return "; ".join(mismatch) or f"nobody subscribes to {topic}"
-        return self._rival()
+        """Why the robot could not be driven; the filter adds what is wrong with how the arm stands."""
+        found = []
+        if missing := self._joints.missing():
+            found.append(f"no joint state names {', '.join(missing)} on {self._profile.topics.joint_states}")
+        speed = np.abs(self._joints.velocity[: self._arm])
+        worst = int(np.argmax(speed))
+        if speed[worst] > self._profile.safety.arm_max_velocity:
+            found.append(f"{self._joints.names[worst]} moves at {speed[worst]:.3f} rad/s")
+        if not self._shadow:
+            found += [line for line in self._transport.problems() if line.split(":")[0] in self._inputs]
+            found.append(self.commands.obstacle())
+        return "; ".join(filter(None, found))
 
-    def _send(self, tick: Tick) -> None:
-        plan = tick.plan
-        assert plan is not None
-        self._adapter.write(
-            messages.joint_trajectory(Trajectory(0, "", self._names, plan.times, plan.positions, plan.velocities))
-        )
+    # ---- the tick
+
+    def due(self) -> bool:
+        """Whether it is time for a tick: with sim time, only when that has moved on, or has stood still too long."""
+        if not self._sim_time:
+            return True
+        now = self._clock()
+        if now - self._last_tick >= self._period or now < self._last_tick:
+            # Behind by more than a few ticks, the rest is dropped: a burst of ticks would be a burst of motion.
+            behind = now - self._last_tick
+            self._last_tick = now if not 0 <= behind < 5 * self._period else self._last_tick + self._period
+            return True
+        return self._clock_stands_still()
+
+    def tick(self) -> Tick:
+        """Take what arrived, decide, send."""
+        started = time.perf_counter()
+        self._report.lateness.started(self._wall())
+        with self._lock:
+            tick = self._tick()
+        self._report.tick_cost.add(time.perf_counter() - started)
+        return tick
+
+    def _tick(self) -> Tick:
+        now = self._follow_clock()
+        self._take()
+        self._watch(now)
+        tick = self.filter.tick(now)
+        stamp = self._stamp()
+        if self.commands.send(tick, self._measured, now - self._joints.heard_at[-1], now, stamp):
+            self._mirror(tick, now, stamp)
+        for text in tick.events:
+            self._events.write("safety", text=text)
+        if late := self._report.lateness.verdict():
+            self._events.write("late", text=late)
+        due, shown = self._report.due(), (tick.state, tick.reason)
+        if tick.events or due or shown != self._shown:
+            self._publish_state(tick, now, stamp)
+        self._shown, self._ticks = shown, self._ticks + 1
+        return tick
+
+    def _follow_clock(self) -> float:
+        """The present; notices a clock that jumped back, and a simulated one that stands still."""
+        now, wall = self._clock(), self._wall()
+        if now != self._heard:
+            self._heard, self._moved_at = now, wall
+        if self._clock_stands_still():
+            # Time goes on a little, so that the arm can brake; joint states need not become too old for a HOLD.
+            now += min(wall - self._moved_at - CLOCK_SILENCE, BRAKING)
+        if now < self._now - 1e-3:
+            self._joints.forget()
+            self.filter.clock_jumped(now)
+            self._events.write("clock_jumped", seconds=now - self._now)
+        self._now = now
+        return now
+
+    def _clock_stands_still(self) -> bool:
+        return self._sim_time and self._wall() - self._moved_at > CLOCK_SILENCE
+
+    def _watch(self, now: float) -> None:
+        """Faults that the filter cannot see."""
+        if self._clock_stands_still() and self.filter.state in (State.ARMED, State.RUNNING):
+            self.filter.request("hold", now)
+            self._events.write("held", reason=f"{self._profile.topics.clock} stands still")
+        active = self.filter.state in (State.ARMED, State.RUNNING, State.HOLD)
+        every_second = self._ticks % round(self._profile.safety.rate_hz) == 0
+        if active and every_second and (rival := self.commands.rival()):
+            self.filter.request("stop", now)
+            self._events.write("stopped", reason=rival)
+        running = self.filter.state is State.RUNNING
+        if self._watched and running and (outside := self._watched.outside(self._joints.position)):
+            self.filter.request("hold", now)
+            self._events.write("held", reason=outside)
+        if self.commands.gripper_fault != self._fault:
+            self._fault = self.commands.gripper_fault
+            if self._fault:
+                self._events.write("gripper", text=self._fault)
+
+    def _mirror(self, tick: Tick, now: float, stamp_ns: int) -> None:
+        """What was sent, for the recorder."""
         frame = f"policy:{tick.chunk[0]}:{tick.chunk[1]}" if tick.chunk else tick.state.lower()
-        first = Trajectory(self._stamp(), frame, self._names, plan.times[:1], plan.positions[:1], plan.velocities[:1])
-        self._command.write(messages.joint_trajectory(first))
+        if tick.chunk and self._chunk and tick.chunk == self._chunk[:2]:
+            self._report.observation_to_command.add(now - self._chunk[2])
+            self._chunk = None
+        if tick.plan is not None:
+            first = (tick.plan.times[:1], tick.plan.positions[:1], tick.plan.velocities[:1])
+        else:
+            assert tick.motion is not None
+            first = (np.zeros(1), tick.motion.position[None], tick.motion.velocity[None])
+        frame = f"shadow:{frame}" if self._shadow else frame
+        self._command.write(
+            messages.joint_trajectory(Trajectory(stamp_ns, frame, self.commands.limits.names, *first)),
+        )
 
-    def _publish_state(self, tick: Tick, now: float) -> None:
-        values: dict[str, Any] = {"state": tick.state, "reason": tick.reason, **self.filter.counts}
-        values["profile"] = self._fingerprint
-        values["malformed"] = self.malformed
-        values["missed_deadlines"] = self.rate.missed_deadlines if self.rate else 0
-        level = _LEVEL.get(tick.state, 2)
-        self._state.write(messages.diagnostics(self._stamp(), "safety", level, tick.reason, values))
+    def _publish_state(self, tick: Tick, now: float, stamp_ns: int) -> None:
+        ages = self.filter.ages(now)
+        if self._profile.gripper:
+            ages["gripper"] = now - float(self._joints.heard_at[-1])
+        values: dict[str, Any] = {
+            **self.filter.counts,
+            "profile": self._fingerprint,
+            "adapter": self._profile.adapter,
+            "malformed": self.malformed.total(),
+            "missed_deadlines": self.rate.missed_deadlines if self.rate else 0,
+        }
+        values |= {"shadow": "true"} if self._shadow else {}
+        values |= {"gripper": self.commands.gripper_fault} if self.commands.gripper_fault else {}
+        self._report.publish(stamp_ns, tick.state, tick.reason, ages, values)
 
-    def shut_down(self, rate: Rate, stop: Stop) -> None:
-        """Decelerate and hold before leaving; a second at most."""
-        del stop
-        self.filter.request("stop", self._clock())
-        for _ in range(round(self._profile.safety.rate_hz)):
-            self.tick()
-            if self.filter.motion is None or self.filter.motion.at_rest:
-                break
-            time.sleep(rate.period)
+    def shut_down(self, rate: Rate) -> None:
+        """Decelerate and hold before leaving; as long as that takes, and no more than twice as long."""
+        self.request("stop")
+        end = self._wall() + 1.0 + min(2 * self.commands.brake_time, 2.0)
+        try:
+            while self._wall() < end:
+                tick = self.tick()
+                if tick.motion is None or tick.motion.at_rest:
+                    break
+                time.sleep(rate.period)
+        finally:
+            self.commands.leave(self._stamp())
+
+
+def parameters(profile: Profile) -> dict[str, bool | int | float | str | list[str]]:
+    """The configuration as ROS parameters, read-only."""
+    safety = {f"safety.{key}": value for key, value in vars(profile.safety).items()}
+    more = {
+        "profile": profile.name,
+        "joints": list(profile.joints),
+        "adapter": profile.adapter,
+        "limit_scale": profile.limit_scale,
+        "position_margin": profile.position_margin,
+        "topics.joint_states": profile.topics.joint_states,
+        "topics.command": profile.topics.command,
+    }
+    return more | safety
+
+
+def run(node: SafetyNode, rate: Rate, stop: Stop) -> None:
+    """Tick until told to end; on any exception bring the arm to rest before it is passed on."""
+    try:
+        with Collector() as collector:
+            while not rate.sleep(stop):
+                if node.due():
+                    node.tick()
+                collector.between_ticks()
+    except BaseException:
+        log.exception("the safety process fails; the arm is brought to rest")
+        node.shut_down(rate)
+        raise
+    node.shut_down(rate)
 
 
 def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     transport = open_transport("safety", options)
-    node = SafetyNode(profile, transport)
+    node = SafetyNode(profile, transport, shadow=options.shadow)
     rate = node.rate = Rate(profile.safety.rate_hz)
-    log.info("ready: %s, %g Hz", profile.name, profile.safety.rate_hz)
+    log.info("ready: %s, %g Hz, %s", profile.name, profile.safety.rate_hz, raise_priority(options.priority))
+    for note in node.commands.limits.notes:
+        log.info("limits: %s", note)
     try:
-        while not rate.sleep(stop):
-            node.tick()
-        node.shut_down(rate, stop)
+        run(node, rate, stop)
     finally:
         log.info("ended: %s, missed deadlines %d", node.filter.counts, rate.missed_deadlines)
         transport.close()
 
 
 if __name__ == "__main__":
-    run_process(main, arguments("The safety filter between policy and robot."))
+    parser = arguments("The safety filter between policy and robot.")
+    parser.add_argument("--shadow", action="store_true", help="run as ever, send nothing to the robot")
+    parser.add_argument("--priority", type=int, default=0, help="SCHED_FIFO priority, 1 to 99; 0: ordinary scheduling")
+    run_process(main, parser)

@@ -1,0 +1,67 @@
+"""What the safety process says about itself: /bridge/state, /diagnostics, and how long things took."""
+
+import math
+from typing import Any
+
+from embodied.robot_bridge import messages
+from embodied.robot_bridge.qos import DEFAULT, LATCHED
+from embodied.robot_bridge.safety import State
+from embodied.robot_bridge.scheduling import Lateness, Percentiles
+
+DIAGNOSTICS_TOPIC = "/diagnostics"
+STATE_HZ, DIAGNOSTICS_HZ = 10.0, 1.0
+_LEVEL = {State.RUNNING: 0, State.ARMED: 0, State.INACTIVE: 0, State.HOLD: 1}
+_NEVER = 1e6  # an age that is not finite is shown as this [ms]
+
+
+class SafetyReport:
+    """Publishes the state at STATE_HZ and when told to; keeps the latest latencies.
+
+    Attributes:
+        tick_cost: [s].
+        lateness: of the ticks, against the profile's rate.
+        observation_to_command: from the newest observation of a chunk to the first command made from it [s].
+    """
+
+    def __init__(self, transport: Any, topic: str, rate_hz: float) -> None:
+        self._state = transport.publisher(topic, messages.DIAGNOSTIC_ARRAY, LATCHED)
+        self._diagnostics = transport.publisher(DIAGNOSTICS_TOPIC, messages.DIAGNOSTIC_ARRAY, DEFAULT)
+        self._every, self._ticks = round(rate_hz / STATE_HZ), 0
+        self.tick_cost, self.lateness = Percentiles(round(10 * rate_hz)), Lateness(rate_hz)
+        self.observation_to_command = Percentiles(200)
+        self._latencies: dict[str, str] = {}
+
+    def due(self) -> bool:
+        """Once per tick: whether the state is to be published though nothing has changed."""
+        self._ticks += 1
+        return (self._ticks - 1) % self._every == 0
+
+    def publish(self, stamp_ns: int, state: State, reason: str, ages: dict[str, float], values: dict[str, Any]) -> None:
+        """Send the state.
+
+        Args:
+            ages: of the inputs [s]; not finite if there never was one.
+            values: what else there is to say: counts, the profile's fingerprint, ...
+        """
+        every_second = self._ticks % round(self._every * STATE_HZ / DIAGNOSTICS_HZ) == 1
+        if every_second or not self._latencies:  # some thousand numbers are not sorted every tenth of a second
+            self._latencies = self._quantiles()
+        shown = {"state": state, "reason": reason, **values, **self._latencies}
+        shown |= {f"{name}_age_ms": f"{min(age * 1e3, _NEVER):.1f}" for name, age in ages.items()}
+        data = messages.diagnostics(stamp_ns, "safety", _LEVEL.get(state, 2), reason, shown)
+        self._state.write(data)
+        if every_second:
+            self._diagnostics.write(data)
+
+    def _quantiles(self) -> dict[str, str]:
+        found = {}
+        for name, values in (
+            ("tick", self.tick_cost),
+            ("lateness", self.lateness.recent),
+            ("observation_to_command", self.observation_to_command),
+        ):
+            for label, share in (("p50", 0.5), ("p99", 0.99)):
+                value = values.at(share)
+                if not math.isnan(value):
+                    found[f"{name}_{label}_ms"] = f"{value * 1e3:.2f}"
+        return found
