@@ -1,53 +1,42 @@
-"""Decides what the robot is told: a state machine around the motion filter. No I/O and no clock of its own.
+"""Decides what the robot is told: the state machine around the motion filter. No I/O and no clock of its own.
 
-    INACTIVE --arm--> ARMED --run--> RUNNING <--> HOLD --stop--> STOPPED (latched) --reset--> INACTIVE
-                                        any state --estop--> ESTOP (latched) --reset--> INACTIVE
+What a policy or an operator says passes, in this order, each stage counted in `SafetyFilter.counts`:
 
-HOLD keeps commanding the position at which the arm came to rest, and ends by itself if its cause is gone soon; STOPPED
-does so until an operator resets it; ESTOP falls silent after braking. This is software, not a rated safety function:
-it must sit behind the robot's own limits and a physical stop.
+1. shape, names and finiteness: a chunk that fails is refused whole, and HOLD; nothing is mended;
+2. time: old, late, repeated, reordered and future chunks are refused;
+3. the path made of the chunks is sampled ahead of now, by as much as the filter lags behind it;
+4. targets stay within `max_step` of the measured joints and in the position box;
+5. where the arm would go, and come to rest, lies in the workspace, or else HOLD;
+6. velocity, acceleration and jerk are limited, and so is the way to a stop, which every plan ends with;
+7. what came out is checked again: an excess is a bug, nothing is sent, and STOPPED.
 
-Every time is in seconds on one monotonic clock that the caller passes in. Same inputs, same outputs.
+Every time is in seconds on one monotonic clock that the caller passes in. Same inputs, same outputs. This is software,
+not a rated safety function: it must sit behind the robot's own limits and a physical stop.
 """
 
 import dataclasses
-import enum
+from typing import Protocol
 
 import numpy as np
 
+from embodied.robot_bridge import machine as transitions
+from embodied.robot_bridge.chunk import Chunk, Timeline, malformed, schedule, untimely
 from embodied.robot_bridge.limits import Limits
-from embodied.robot_bridge.motion_filter import Motion, MotionFilter, Plan
+from embodied.robot_bridge.machine import ACTIVE, Cause, Inputs, Machine, State
+from embodied.robot_bridge.motion_filter import Motion, MotionFilter, Path, Plan
 from embodied.robot_bridge.profile import Safety
 
-
-class State(enum.StrEnum):
-    INACTIVE = "INACTIVE"
-    ARMED = "ARMED"
-    RUNNING = "RUNNING"
-    HOLD = "HOLD"
-    STOPPED = "STOPPED"
-    ESTOP = "ESTOP"
+_COUNTS = ("runs", "chunks", "rejected", "malformed", "late", "repeated", "far", "clamped", "boxed", "workspace")
+_COUNTS += ("tracking", "holds", "missed_ticks", "clock_jumps", "violations", "bugs")
+_OUTSIDE = 0.01  # a joint may stand this far outside its box when arming [rad, m]
 
 
-@dataclasses.dataclass(frozen=True)
-class Chunk:
-    """Absolute joint targets from a policy.
+class Box(Protocol):
+    """Where the arm may be (`kinematics.Workspace`)."""
 
-    Attributes:
-        run, sequence: sequence rises within a run.
-        observed_at: when the newest observation was made [s].
-        received_at: when the chunk arrived [s].
-        times: (K,) seconds after `observed_at`, strictly rising.
-        positions: (K, J) [rad, m], columns named by `names` in any order.
-    """
-
-    run: str
-    sequence: int
-    observed_at: float
-    received_at: float
-    names: tuple[str, ...]
-    times: np.ndarray
-    positions: np.ndarray
+    def outside(self, q: np.ndarray) -> str:
+        """Empty, or which frame leaves the box and by how much."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,9 +44,11 @@ class Tick:
     """What one tick decided.
 
     Attributes:
-        plan: what to send now, or None.
+        plan: for controllers that take trajectories: what to send now, or None. It holds until the next one.
         chunk: (run, sequence) of the chunk behind it, or None.
         events: state changes and refusals since the last tick, in words.
+        motion: for controllers that take one command after another: where the arm is to be at the next tick, or None
+            where nothing may be sent.
     """
 
     state: State
@@ -65,61 +56,111 @@ class Tick:
     plan: Plan | None
     chunk: tuple[str, int] | None
     events: tuple[str, ...]
-
-
-class _Reference:
-    """A piecewise linear path through knots; constant before the first and after the last."""
-
-    @property
-    def end(self) -> float:
-        return float(self.times[-1])
-
-    def __init__(self, times: np.ndarray, positions: np.ndarray) -> None:
-        self.times, self.positions = times, positions
-
-    def at(self, time: float) -> tuple[np.ndarray, np.ndarray]:
-        """Position and velocity (J,)."""
-        k = int(np.searchsorted(self.times, time))
-        if k == 0 or k == len(self.times):
-            position = self.positions[min(k, len(self.times) - 1)]
-            return position, np.zeros_like(position)
-        velocity = (self.positions[k] - self.positions[k - 1]) / (self.times[k] - self.times[k - 1])
-        return self.positions[k - 1] + velocity * (time - self.times[k - 1]), velocity
+    motion: Motion | None = None
 
 
 class SafetyFilter:
-    """Call `measure`, `offer`, `request`, `set_*` as inputs arrive and `tick` at `config.rate_hz`."""
+    """Call `measure`, `offer`, `request`, `set_*` as inputs arrive and `tick` at `config.rate_hz`. None of them raises.
 
-    def __init__(self, limits: Limits, config: Safety) -> None:
+    Args:
+        workspace: where the arm may be; None: anywhere.
+        shadow: nothing of what is decided is sent. The command starts at the measured joints with every chunk, and an
+            arm that does not follow is no fault.
+        streaming: the robot gets `Tick.motion`, not `Tick.plan`: after a pause of the caller it stands still, instead
+            of having finished the last plan.
+
+    Attributes:
+        counts: what each stage saw.
+        motion: what the robot was last told, or None.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        config: Safety,
+        workspace: Box | None = None,
+        shadow: bool = False,
+        streaming: bool = False,
+    ) -> None:
         self.limits, self.config = limits, config
         self.filter = MotionFilter(limits, 1.0 / config.rate_hz)
-        self.state, self.reason = State.INACTIVE, "started"
+        self.counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self.motion: Motion | None = None
-        self.counts = {"runs": 0, "chunks": 0, "rejected": 0, "clamped": 0, "holds": 0}
-        self._measured: tuple[np.ndarray, np.ndarray] | None = None
-        self._measured_at = self._deadman_at = -np.inf
-        self._estop = False
-        self._reference: _Reference | None = None
+        self._workspace, self._shadow, self._streaming = workspace, shadow, streaming
+        self._machine = Machine()
+        self._path: Path | None = None
+        self._now: float | None = None  # of the last tick
+        self._grid = 0.0  # when the path's present row was due; ticks come a little earlier or later
+        self._ahead = 2 * config.command_every + 1  # a plan outlasts the next one by some ticks, then brakes
+        self._timeline: Timeline | None = None
         self._deadline = np.inf  # HOLD when it passes without a new chunk
         self._chunk: tuple[str, int] | None = None
-        self._hold_since, self._resumable = -np.inf, False
+        self._retired: list[str] = []  # policy runs that a newer one has replaced
+        self._measured: np.ndarray | None = None
+        self._speed = np.zeros(len(limits.names))
+        self._measured_at = self._deadman_at = self._estop_at = -np.inf
+        self._estop = False
         self._clamps_in_row, self._error_since = 0, np.inf
-        self._since_sent, self._events = 0, []
+        self._yield: np.ndarray | None = None  # where to go in a HOLD because the arm did not follow
+        self._dirty, self._since_sent = False, 0
+        self._events: list[str] = []
+
+    @property
+    def state(self) -> State:
+        return self._machine.state
+
+    @property
+    def reason(self) -> str:
+        return self._machine.reason
+
+    @property
+    def cause(self) -> Cause:
+        return self._machine.cause
+
+    def ages(self, now: float) -> dict[str, float]:
+        """Seconds since each input was last heard; infinite before the first, and for a released deadman."""
+        heard = {"joints": self._measured_at, "deadman": self._deadman_at, "estop": self._estop_at}
+        return {name: now - at for name, at in heard.items()}
 
     # ---- inputs
 
     def measure(self, position: np.ndarray, velocity: np.ndarray, received_at: float) -> None:
-        """Measured joints (J,) in the limits' order. Non-finite positions are ignored, hence become stale."""
-        if np.isfinite(position).all() and np.isfinite(velocity).all():
-            self._measured, self._measured_at = (position, velocity), received_at
+        """Measured joints (J,) in the limits' order. Unusable positions are ignored, hence become stale.
 
-    def set_estop(self, pressed: bool) -> None:
-        self._estop = pressed
+        A velocity that is not finite, which robots publish where they measure none, counts as zero.
+        """
+        try:
+            position, velocity = np.array(position, np.float64), np.array(velocity, np.float64)
+        except (TypeError, ValueError):
+            return
+        if position.shape != self.limits.low.shape or not np.isfinite(position).all() or not np.isfinite(received_at):
+            return
+        if velocity.shape != position.shape:
+            velocity = np.zeros_like(position)
+        self._measured, self._speed = position, np.where(np.isfinite(velocity), velocity, 0.0)
+        self._measured_at = received_at
+
+    def set_estop(self, pressed: bool, received_at: float) -> None:
+        """The e-stop's state; any value is a heartbeat. Pressed, it latches ESTOP at once."""
+        self._estop, self._estop_at = pressed, received_at
         if pressed and self.state is not State.ESTOP:
-            self._change(State.ESTOP, "e-stop pressed")
+            self._set(transitions.enter(self._machine, State.ESTOP, Cause.ESTOP, "e-stop pressed", received_at))
 
     def set_deadman(self, held: bool, received_at: float) -> None:
+        """The deadman's state, to be repeated while it is held."""
         self._deadman_at = received_at if held else -np.inf
+
+    def clock_jumped(self, now: float) -> None:
+        """The clock went back, to `now`: nothing that was stamped before counts any more, and HOLD.
+
+        Joint states and the e-stop's heartbeat have to come again within their timeouts; the deadman must be held anew.
+        """
+        self.counts["clock_jumps"] += 1
+        self._now = self._grid = now
+        self._measured_at, self._estop_at, self._deadman_at = now, now, -np.inf
+        self._timeline, self._chunk, self._error_since = None, None, np.inf
+        self._machine = dataclasses.replace(self._machine, since=now)
+        self._hold(Cause.CLOCK, "the clock jumped back", now)
 
     def request(self, mode: str, now: float, obstacle: str = "") -> str:
         """An operator's wish: arm, run, hold, stop or reset. Returns why it is refused; empty if granted.
@@ -127,241 +168,301 @@ class SafetyFilter:
         Args:
             obstacle: why the caller cannot drive the robot (no subscriber, ...); refuses `arm`.
         """
-        refusal = self._request(mode, now, obstacle)
+        before = self._machine
+        inputs = self._inputs(now, self._standing() if mode == "arm" else "")
+        after, refusal = transitions.request(before, mode, inputs, self.config, obstacle)
         if refusal:
             self._events.append(f"{mode} refused: {refusal}")
-        return refusal
-
-    def _request(self, mode: str, now: float, obstacle: str) -> str:
-        moving = self.motion is not None and not self.motion.at_rest
+            return refusal
+        if after.state is not before.state or after.cause is not before.cause:
+            self._set(after)
+        if after.state is before.state:
+            return ""
         if mode == "arm":
-            if self.state is State.ARMED:
-                return ""
-            return self._why_not_arm(now, obstacle) or self._arm()
-        if mode == "run":
-            if self.state not in (State.ARMED, State.HOLD, State.RUNNING):
-                return f"the state is {self.state}, not ARMED or HOLD"
-            if self.state is not State.RUNNING:
-                if cause := self._input_fault(now):
-                    return cause
-                self._reference, self._chunk = None, None
-                self._deadline = now + self.config.first_chunk_timeout
-                self.counts["runs"] += 1
-                self._change(State.RUNNING, "operator")
-            return ""
-        if mode == "hold":
-            if self.state in (State.ARMED, State.RUNNING):
-                self._hold("operator", now, resumable=False)
-            return ""
-        if mode == "stop":
-            if self.state in (State.ARMED, State.RUNNING, State.HOLD):
-                self._change(State.STOPPED, "operator")
-            return ""
-        if mode == "reset":
-            if self.state is State.RUNNING or moving:
-                return "the arm is moving; stop it first"
-            if self._estop:
-                return "the e-stop is pressed"
-            self.motion = None
-            self._change(State.INACTIVE, "operator")
-            return ""
-        return f"'{mode}' is none of arm, run, hold, stop, reset"
-
-    def _why_not_arm(self, now: float, obstacle: str) -> str:
-        if self.state is not State.INACTIVE:
-            return f"the state is {self.state}, not INACTIVE"
-        if cause := obstacle or self._input_fault(now):
-            return cause
-        assert self._measured is not None
-        position, velocity = self._measured
-        fastest = int(np.argmax(np.abs(velocity)))
-        if np.abs(velocity[fastest]) > self.config.arm_max_velocity:
-            return f"{self.limits.names[fastest]} moves at {velocity[fastest]:.3f} rad/s"
-        outside = np.abs(position - self.limits.clip_position(position))
-        if outside.max() > 0.01:
-            worst = int(np.argmax(outside))
-            return f"{self.limits.names[worst]} stands at {position[worst]:.3f}, outside its limits"
-        return ""
-
-    def _arm(self) -> str:
-        assert self._measured is not None
-        self.motion = self.filter.rest(self.limits.clip_position(self._measured[0]))
-        self._clamps_in_row, self._error_since = 0, np.inf
-        self._change(State.ARMED, "operator")
+            assert self._measured is not None
+            self._path = self.filter.rest(self.limits.clip_position(self._measured))
+            self.motion = self.filter.motion(self._path)
+            self._clamps_in_row, self._error_since, self._yield = 0, np.inf, None
+        elif mode == "run":
+            self._chunk, self._yield, self._clamps_in_row = None, None, 0
+            self._retired.clear()
+            self._deadline = now + self.config.first_chunk_timeout
+            self.counts["runs"] += 1
+        elif mode == "reset":
+            self._path = self.motion = self._yield = None
         return ""
 
     def offer(self, chunk: Chunk, now: float) -> str:
         """A chunk from the policy. Returns why it is refused; empty if it is executed."""
-        resuming = self.state is State.HOLD and self._resumable and now - self._hold_since <= self.config.hold_resume
+        try:
+            return self._offer(chunk, now)
+        except Exception as error:  # whatever arrives, it must not end the process that guards the arm
+            return self._malformed(f"{type(error).__name__}: {error}", now)
+
+    def _offer(self, chunk: Chunk, now: float) -> str:
+        resuming = self.state is State.HOLD and self._machine.resumable
+        if resuming and (refusal := transitions.why_not_resume(self._machine, self._inputs(now), self.config)):
+            return refusal
         if self.state is not State.RUNNING and not resuming:
             return f"the state is {self.state}"
-        if self._chunk is not None and chunk.run == self._chunk[0] and chunk.sequence <= self._chunk[1]:
-            return "an older or repeated chunk"
+        if fault := malformed(chunk, self.limits.names):
+            return self._malformed(fault, now)
+        if refusal := self._replay(chunk, resuming):
+            self.counts["repeated"] += 1
+            return refusal
         self.counts["chunks"] += 1
-        if fault := self._malformed(chunk):
-            self._hold(f"chunk rejected: {fault}", now)
-            return self._reject(fault)
-        if fault := self._untimely(chunk, now) or (resuming and self._input_fault(now)):
-            return self._reject(fault)
+        if fault := untimely(chunk, now, self.config):
+            return self._reject("late", fault)
         order = [chunk.names.index(name) for name in self.limits.names]
         positions = np.asarray(chunk.positions, np.float64)[:, order]
-        if self._reference is None or resuming:
-            assert self.motion is not None
-            jump = np.abs(positions[0] - self.motion.position) - self.limits.max_step
-            if (jump > 0).any():
-                fault = f"the first target of {self.limits.names[int(np.argmax(jump))]} is too far away"
-                self._hold(f"chunk rejected: {fault}", now, resumable=False)
-                return self._reject(fault)
-        self._reference = self._timeline(chunk, positions, now)
-        self._chunk = (chunk.run, chunk.sequence)
-        self._since_sent = self.config.command_every  # send at the next tick
-        self._deadline = self._reference.times[-1] + self.config.chunk_timeout
+        assert self._path is not None
+        here = self._path.position[2]
+        if self._shadow:
+            assert self._measured is not None
+            self._path = self.filter.coasting(self._measured, self._speed)
+            here, self._timeline = self._path.position[2], None
+        timeline = schedule(chunk, positions, now, here, self._timeline, self.config)
+        takes_over = self._timeline is None or self._chunk is None or chunk.run != self._chunk[0]
+        if takes_over and (fault := self._far(chunk, positions, now, here)):
+            self._hold(Cause.TARGETS, f"chunk rejected: {fault}", now)
+            return self._reject("far", fault)
+        if self._chunk is not None and chunk.run != self._chunk[0]:
+            self._retired.append(self._chunk[0])
+        self._timeline, self._chunk = timeline, (chunk.run, chunk.sequence)
+        self._deadline = timeline.end + self.config.chunk_timeout
+        self._dirty = True
         if resuming:
-            self._change(State.RUNNING, "a chunk came again")
+            self._set(transitions.enter(self._machine, State.RUNNING, Cause.POLICY, "a chunk came again", now))
         return ""
 
-    def _reject(self, fault: str) -> str:
+    def _malformed(self, fault: str, now: float) -> str:
+        self.counts["chunks"] += 1
+        self._hold(Cause.POLICY, f"chunk rejected: {fault}", now)
+        return self._reject("malformed", fault)
+
+    def _reject(self, count: str, fault: str) -> str:
+        self.counts[count] += 1
         self.counts["rejected"] += 1
         self._events.append(f"chunk rejected: {fault}")
         return fault
 
-    def _malformed(self, chunk: Chunk) -> str:
-        if sorted(chunk.names) != sorted(self.limits.names):
-            return f"its joints are {', '.join(chunk.names)}"
-        times, positions = np.asarray(chunk.times), np.asarray(chunk.positions)
-        if times.ndim != 1 or not len(times) or positions.shape != (len(times), len(chunk.names)):
-            return f"its positions have shape {positions.shape} for {len(times)} times"
-        if not (np.isfinite(times).all() and np.isfinite(positions).all()):
-            return "it is not finite"
-        if times[0] < 0 or (np.diff(times) <= 0).any():
-            return "its times do not rise"
-        return ""
+    def _replay(self, chunk: Chunk, resuming: bool) -> str:
+        """Why a chunk is not newer than the last one, or comes from a policy that may not take over."""
+        if chunk.run in self._retired:
+            return "a chunk of a policy that another has replaced"
+        if self._chunk is None:
+            return ""
+        if chunk.run == self._chunk[0]:
+            return "an older or repeated chunk" if chunk.sequence <= self._chunk[1] else ""
+        return "another policy's chunk cannot end a HOLD; an operator must say run" if resuming else ""
 
-    def _untimely(self, chunk: Chunk, now: float) -> str:
-        age = now - chunk.observed_at
-        if age < -self.config.clock_skew_max:
-            return f"its stamp lies {-age:.3f} s in the future"
-        if age > self.config.chunk_max_age:
-            return f"its observation is {age:.3f} s old"
-        if age - chunk.times[-1] > self.config.chunk_timeout:
-            return f"its last point passed {age - chunk.times[-1]:.3f} s ago"
-        return ""
+    def _far(self, chunk: Chunk, positions: np.ndarray, now: float, here: np.ndarray) -> str:
+        """Whether the first coming target of a policy that takes over is out of reach."""
+        due = chunk.observed_at + np.asarray(chunk.times) + self.config.action_delay
+        first = positions[int(np.argmax(due > now))]
+        excess = np.abs(first - here) - self.limits.max_step - self.config.arm_max_initial_error
+        worst = int(np.argmax(excess))
+        if excess[worst] <= 0:
+            return ""
+        return f"the first target of {self.limits.names[worst]} is too far away: {abs(first - here)[worst]:.3f}"
 
-    def _timeline(self, chunk: Chunk, positions: np.ndarray, now: float) -> _Reference:
-        """From where the reference is now through the chunk's coming points, up to the chunk horizon."""
-        assert self.motion is not None
-        running = self._reference is not None and self.state is State.RUNNING
-        here = self._reference.at(now)[0] if running and self._reference else self.motion.position
-        times = chunk.observed_at + np.asarray(chunk.times, np.float64) + self.config.action_delay
-        path = _Reference(times, positions)
-        end = min(times[-1], chunk.received_at + self.config.chunk_horizon)
-        inside = (times > now + 1e-3) & (times < end)
-        knots = [now, *times[inside], max(end, now + 1e-3)]
-        return _Reference(np.array(knots), np.stack([here, *positions[inside], path.at(end)[0]]))
+    def _standing(self) -> str:
+        """Why the arm cannot be armed as it stands."""
+        if self._measured is None:
+            return "joint states are stale"
+        names, position = self.limits.names, self._measured
+        fastest = int(np.argmax(np.abs(self._speed)))
+        if np.abs(self._speed[fastest]) > self.config.arm_max_velocity:
+            return f"{names[fastest]} moves at {self._speed[fastest]:.3f} rad/s"
+        outside = np.abs(position - self.limits.clip_position(position))
+        worst = int(np.argmax(outside))
+        if outside[worst] > _OUTSIDE:
+            return f"{names[worst]} stands at {position[worst]:.3f}, outside its limits"
+        return self._workspace.outside(position) if self._workspace else ""
 
     # ---- the tick
 
     def tick(self, now: float) -> Tick:
-        """Watch the deadlines, move one tick, and every `command_every` ticks, or at a new chunk, plan what to send."""
-        self._watch(now)
-        plan = None
-        if self.motion is not None and self.state is not State.INACTIVE:
-            plan = self._move(now)
+        """Watch the deadlines and move one tick; every `command_every` ticks, or when something changed, plan anew."""
+        try:
+            plan = self._tick(now)
+        except Exception as error:  # a bug must end in a controlled stop, not in a dead process
+            plan = None
+            self.counts["bugs"] += 1
+            self._stop_for_bug(f"bug: {type(error).__name__}: {error}", now)
         events, self._events = tuple(self._events), []
-        chunk = self._chunk if self.state is State.RUNNING else None
-        return Tick(self.state, self.reason, plan, chunk, events)
+        silent = self.state is State.INACTIVE or (self.state is State.ESTOP and plan is None and self._at_rest)
+        motion = None if silent else self.motion
+        return Tick(self.state, self.reason, plan, self._chunk if self.state is State.RUNNING else None, events, motion)
 
-    def _watch(self, now: float) -> None:
-        if self.state not in (State.ARMED, State.RUNNING, State.HOLD):
-            return
-        if now - self._measured_at > self.config.joint_stop:
-            self._change(State.STOPPED, f"no joint states for {self.config.joint_stop} s")
-        elif self.state is not State.HOLD:
-            if cause := self._input_fault(now) or self._tracking_fault(now):
-                self._hold(cause, now)
-            elif self.state is State.RUNNING and now > self._deadline:
-                self._hold("no chunk from the policy", now)
-            elif self._clamps_in_row > self.config.max_consecutive_clamps:
-                self._hold(f"targets clamped {self._clamps_in_row} times in a row", now, resumable=False)
+    def _tick(self, now: float) -> Plan | None:
+        steps = self._elapsed_ticks(now)
+        self._set(transitions.watch(self._machine, self._inputs(now), self.config))
+        if self._path is None or steps == 0:
+            return None
+        if self.state is State.ESTOP and self._at_rest:
+            return None
+        self._path = self._path.advance(steps)
+        if self._streaming and steps > self._ahead and self.motion is not None:
+            self._path = self.filter.rest(self.motion.position)
+        self._since_sent += steps
+        plan = self._replan(now) if self._dirty or self._since_sent >= self.config.command_every else None
+        self.motion = self.filter.motion(self._path)
+        return plan
 
-    def _input_fault(self, now: float) -> str:
-        if self._estop:
-            return "the e-stop is pressed"
-        if self.config.deadman_required and now - self._deadman_at > self.config.deadman_timeout:
-            return "the deadman is not held"
-        if now - self._measured_at > self.config.joint_timeout:
-            return "joint states are stale"
+    def _elapsed_ticks(self, now: float) -> int:
+        """How many rows of the path have passed since the last tick: 1 in general, more where ticks were missed."""
+        if self._now is None:
+            self._now, self._grid = now, now
+            return 1
+        if now < self._now:
+            self.clock_jumped(now)
+            return 1
+        self._now = now
+        steps = round((now - self._grid) / self.filter.dt)
+        self._grid += steps * self.filter.dt
+        self.counts["missed_ticks"] += max(0, steps - 1)
+        return steps
+
+    def _replan(self, now: float) -> Plan | None:
+        assert self._path is not None
+        targets, limited = self._targets()
+        path = self.filter.follow(self._path, targets)
+        if len(targets) and self.state is State.RUNNING and (where := self._leaves(path)):
+            self.counts["workspace"] += 1
+            self._hold(Cause.WORKSPACE, where, now)
+            path = self.filter.follow(self._path, targets[:0])
+        if fault := self.filter.violation(path):
+            self.counts["violations"] += 1
+            self._stop_for_bug(f"bug: the filter broke the {fault}", now)
+            return None
+        self._clamps_in_row = self._clamps_in_row + self._since_sent if limited else 0
+        self._path, self._dirty, self._since_sent = path, False, 0
+        return self.filter.plan(path, now - self._grid)
+
+    def _targets(self) -> tuple[np.ndarray, bool]:
+        """Where the generator should be able to stop (F, J), a row per tick to come; whether the first was limited.
+
+        A generator that would stop at its target follows a path without lag if it is shown the path as much later as a
+        stop takes. After the end of the path there are no targets: it brakes.
+        """
+        dt, empty = self.filter.dt, np.zeros((0, len(self.limits.names)))
+        if self._yield is not None and self.state in (State.HOLD, State.STOPPED):
+            return np.tile(self._yield, (self._ahead, 1)), False
+        if self.state is not State.RUNNING or self._timeline is None:
+            return empty, False
+        times = self._grid + dt * (2 + np.arange(self._ahead))
+        times = times[times <= self._timeline.end + dt][:, None]
+        if not len(times):
+            return empty, False
+        limits = self.limits
+        speed = np.minimum(np.abs(self._timeline.velocity(times)), limits.velocity)
+        ahead = np.minimum(self.filter.stopping_time(speed), self.config.look_ahead)
+        wanted = self._timeline.at(times + ahead)
+        assert self._measured is not None
+        assert self._path is not None
+        # A joint that jumps away in the measurement must not pull the command along: it may stop it, no more.
+        here = self._path.position[2]
+        low = np.minimum(self._measured - limits.max_step, here)
+        high = np.maximum(self._measured + limits.max_step, here)
+        near = np.minimum(np.maximum(wanted, low), high)
+        targets = np.minimum(np.maximum(near, limits.low), limits.high)
+        clamped, boxed = bool((near[0] != wanted[0]).any()), bool((targets[0] != near[0]).any())
+        self.counts["clamped"] += clamped * self._since_sent
+        self.counts["boxed"] += boxed * self._since_sent
+        return targets, clamped or boxed
+
+    def _leaves(self, path: Path) -> str:
+        """Where a path leaves the workspace: looked at where it ends, at rest, and at points on the way."""
+        if self._workspace is None:
+            return ""
+        last = len(path.position) - 1
+        for row in sorted({last, min(3, last), min(2 + self._ahead, last), (3 + last) // 2}, reverse=True):
+            if where := self._workspace.outside(path.position[row]):
+                return where
         return ""
 
-    def _tracking_fault(self, now: float) -> str:
-        assert self.motion is not None
-        assert self._measured is not None
-        error = np.abs(self.motion.position - self._measured[0])
-        if (error <= self.config.tracking_error).all():
+    @property
+    def _at_rest(self) -> bool:
+        return self._path is None or self._path.at_rest
+
+    # ---- what is known
+
+    def _inputs(self, now: float, standing: str = "") -> Inputs:
+        config, estop, deadman, policy, targets = self.config, "", "", "", ""
+        if self._estop:
+            estop = "the e-stop is pressed"
+        elif config.estop_required and not now - self._estop_at <= config.estop_timeout:
+            estop = "the e-stop's heartbeat is missing"
+        if config.deadman_required and not now - self._deadman_at <= config.deadman_timeout:
+            deadman = "the deadman is not held"
+        if now > self._deadline:
+            policy = "no chunk from the policy"
+        if self._clamps_in_row > config.max_consecutive_clamps:
+            targets = f"targets clamped {self._clamps_in_row} times in a row"
+        return Inputs(
+            now,
+            joint_age=now - self._measured_at,
+            deadman=deadman,
+            estop=estop,
+            tracking=self._tracking(now),
+            policy=policy,
+            targets=targets,
+            standing=standing,
+            moving=not self._at_rest,
+        )
+
+    def _tracking(self, now: float) -> str:
+        """Which joint has been away from its command for too long."""
+        if self._shadow or self._measured is None or self.motion is None or self.state not in ACTIVE:
+            return ""
+        error = np.abs(self.motion.position - self._measured)
+        worst = int(np.argmax(error))
+        if error[worst] <= self.config.tracking_error:
             self._error_since = np.inf
         elif self._error_since == np.inf:
             self._error_since = now
         elif now - self._error_since > self.config.tracking_time:
-            return f"{self.limits.names[int(np.argmax(error))]} does not follow: {error.max():.3f} rad off"
+            return f"{self.limits.names[worst]} does not follow: {error[worst]:.3f} rad off"
         return ""
-
-    def _target(self, time: float) -> tuple[np.ndarray | None, bool]:
-        """Where the filter should be able to stop (J,), and whether clamping changed it; None: brake.
-
-        The filter always plans to stop at its target. A target ahead of the reference by the distance that stopping
-        from the reference's velocity takes makes it follow without lag; at the end of the path it brakes.
-        """
-        assert self._reference is not None
-        assert self._measured is not None
-        if time > self._reference.end:
-            return None, False
-        position, velocity = self._reference.at(time)
-        velocity = np.clip(velocity, -self.limits.velocity, self.limits.velocity)
-        wanted = position + velocity * np.abs(velocity) / (2 * self.limits.acceleration)
-        step = self.limits.max_step
-        target = np.clip(wanted, self._measured[0] - step, self._measured[0] + step)
-        clamped = bool(np.abs(target - wanted).max() > 1e-9)
-        return self.limits.clip_position(target), clamped or bool(
-            (position != self.limits.clip_position(position)).any()
-        )
-
-    def _move(self, now: float) -> Plan | None:
-        following = self.state is State.RUNNING and self._reference is not None
-        target = None
-        if following:
-            target, clamped = self._target(now + self.filter.dt)
-            self._clamps_in_row = self._clamps_in_row + 1 if clamped else 0
-            self.counts["clamped"] += clamped
-        before = self.motion
-        assert before is not None
-        after = self.filter.step(before, target)
-        if fault := self.filter.violation(before, after):
-            self._change(State.STOPPED, f"bug: the filter broke the {fault}")
-            self.motion = self.filter.rest(before.position)
-            return None
-        self.motion = after
-        if self.state is State.ESTOP and before.at_rest:
-            return None
-        self._since_sent += 1
-        if self._since_sent < self.config.command_every:
-            return None
-        self._since_sent = 0
-        count = 2 * self.config.command_every - 1 if following else 0
-        targets = [self._target(now + (k + 2) * self.filter.dt)[0] for k in range(count)]
-        return self.filter.plan(after, targets, self.config.command_every)
 
     # ---- state changes
 
-    def _hold(self, reason: str, now: float, resumable: bool = True) -> None:
-        if self.state in (State.ARMED, State.RUNNING):
-            # Nothing was running when ARMED: a chunk may not start motion on its own.
-            self._resumable = resumable and self.state is State.RUNNING
-            self._hold_since = now
-            self.counts["holds"] += 1
-            self._change(State.HOLD, reason)
+    def _hold(self, cause: Cause, reason: str, now: float) -> None:
+        self._set(transitions.hold(self._machine, cause, reason, now))
 
-    def _change(self, state: State, reason: str) -> None:
-        if state is not State.RUNNING:
-            self._reference = None
-        self._events.append(f"{self.state} -> {state}: {reason}")
-        self.state, self.reason = state, reason
+    def _stop_for_bug(self, reason: str, now: float) -> None:
+        """STOPPED. Nothing new is planned at this tick: the last plan, which ends at rest, goes on."""
+        if self.state not in (State.STOPPED, State.ESTOP):
+            self._set(transitions.enter(self._machine, State.STOPPED, Cause.BUG, reason, now))
+        else:
+            self._events.append(reason)
+        if self._path is not None:
+            self.motion = self.filter.motion(self._path)
+
+    def _set(self, after: Machine) -> None:
+        before = self._machine
+        if after is before:
+            return
+        self._machine, self._dirty = after, True
+        if after.state is not State.RUNNING:
+            self._timeline = None
+        if after.state is State.HOLD and before.state is not State.HOLD:
+            self.counts["holds"] += 1
+        if after.cause is Cause.TRACKING and before.cause is not Cause.TRACKING:
+            self.counts["tracking"] += 1
+            self._yield = self._where_to_yield()
+        self._events.append(f"{before.state} -> {after.state}: {after.reason}")
+
+    def _where_to_yield(self) -> np.ndarray | None:
+        """The command goes back to where an arm that does not follow is, within the limits, so that it stops pushing.
+
+        Not if the measurement is further away than a contact explains: then it may be the encoder that is wrong.
+        """
+        assert self._measured is not None
+        assert self.motion is not None
+        limits = self.limits
+        reach = limits.max_step + limits.velocity * self.filter.stopping_time(limits.velocity)
+        if (np.abs(self.motion.position - self._measured) > reach).any():
+            return None
+        return limits.clip_position(self._measured)

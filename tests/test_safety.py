@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embodied.robot_bridge.limits import Limits
-from embodied.robot_bridge.motion_filter import Motion, MotionFilter, Plan
+from embodied.robot_bridge.motion_filter import Plan
 from embodied.robot_bridge.profile import Safety
 from embodied.robot_bridge.safety import Chunk, SafetyFilter, State, Tick
 
@@ -131,7 +131,7 @@ def test_a_steady_chunk_stream_is_followed_with_little_lag() -> None:
             wanted.append(0.3 * (bench.now - 10.0))
     lag = np.mean(np.array(wanted)[50:] - np.array(bench.path)[50:, 0]) / 0.3
     assert -0.02 < lag < 0.04  # [s]
-    assert bench.filter.counts == {"runs": 1, "chunks": 20, "rejected": 0, "clamped": 0, "holds": 0}
+    assert {name: count for name, count in bench.filter.counts.items() if count} == {"runs": 1, "chunks": 20}
 
 
 def test_silence_brings_the_arm_to_rest_in_time() -> None:
@@ -156,7 +156,7 @@ def test_a_long_chunk_is_executed_no_further_than_the_chunk_horizon() -> None:
     stopping = 1.0**2 / (2 * LIMITS.acceleration[0])  # [rad]
     assert 0.1 < bench.path[-1][0] <= CONFIG.chunk_horizon + stopping + 1e-6
     moved = np.flatnonzero(np.diff(np.array(bench.path)[:, 0]))
-    assert moved[-1] * DT < CONFIG.chunk_horizon + 1.0 / LIMITS.acceleration[0] + 0.03
+    assert moved[-1] * DT <= CONFIG.chunk_horizon + 1.0 / LIMITS.acceleration[0] + 4 * DT + 1e-9
 
 
 def test_hold_ends_by_itself_soon_but_not_late() -> None:
@@ -277,14 +277,14 @@ def test_estop_brakes_falls_silent_and_latches() -> None:
     for k in range(4):
         bench.offer([[0.15 * (k + 1), 0.0]])
         bench.tick(10)
-    bench.filter.set_estop(True)
+    bench.filter.set_estop(True, bench.now)
     bench.tick(30)
     bench.assert_within_limits()
     sent = len(bench.plans)
     bench.tick(20)
     assert len(bench.plans) == sent
     assert "pressed" in bench.filter.request("reset", bench.now)
-    bench.filter.set_estop(False)
+    bench.filter.set_estop(False, bench.now)
     assert "ESTOP" in bench.filter.request("run", bench.now)
     assert bench.filter.request("reset", bench.now) == ""
     assert bench.filter.state is State.INACTIVE
@@ -317,46 +317,3 @@ def test_arming_is_refused(position: list, velocity: list, obstacle: str, reason
     safety.measure(np.array(position), np.array(velocity, float), 1.0)
     assert reason in safety.request("arm", 1.0, obstacle)
     assert safety.state is State.INACTIVE
-
-
-def test_a_plan_ends_at_rest_by_itself_soon() -> None:
-    motion = MotionFilter(LIMITS, DT)
-    state = motion.rest(np.zeros(2))
-    for _ in range(30):
-        state = motion.step(state, np.array([0.9, 1.5]))
-    assert np.abs(state.velocity).max() > 0.9
-    plan = motion.plan(state, [np.array([0.9, 1.5])] * 3, every=2)
-    np.testing.assert_allclose(plan.times[:2], [0.02, 0.04])
-    assert plan.times[-1] < 0.04 + 2.0 / 10.0 + 0.05
-    assert not plan.velocities[-1].any()
-    assert (
-        plan.positions[-1][0] - plan.positions[1][0] > 0.8 * plan.velocities[1][0] ** 2 / 20.0
-    )  # it brakes, not jumps
-    deceleration = np.diff(plan.velocities[1:], axis=0) / np.diff(plan.times[1:])[:, None]
-    assert (np.abs(deceleration) < 1.05 * LIMITS.acceleration).all()
-    still = motion.plan(motion.rest(np.ones(2)), [], every=2)
-    np.testing.assert_allclose(still.times, [0.02])
-    np.testing.assert_array_equal(still.positions, [[1.0, 1.0]])
-
-
-def test_the_post_check_sees_each_kind_of_violation() -> None:
-    motion = MotionFilter(LIMITS, DT)
-    rest = motion.rest(np.zeros(2))
-    for change, word in (
-        ({"position": np.array([0.5, 0.0])}, "velocity limit of a"),
-        ({"position": np.array([1.5, 0.0])}, "position limit of a"),
-        ({"velocity": np.array([0.0, 1.0])}, "acceleration limit of b"),
-        ({"acceleration": np.array([0.0, 50.0])}, "jerk limit of b"),
-        ({"position": np.array([np.nan, 0.0])}, "not finite"),
-    ):
-        assert word in motion.violation(rest, dataclasses.replace(rest, **change))
-
-
-def test_a_state_on_which_ruckig_fails_is_survived() -> None:
-    """Found in simulation: ruckig 0.19 has no solution for exactly these numbers."""
-    limits = Limits(("g",), *(np.array([x]) for x in (0.0, 0.08, 0.5, 20.0, 2000.0, 0.2)))
-    motion = MotionFilter(limits, 0.01)
-    before = Motion(np.array([0.04108333333333333]), np.array([-0.1999999999999998]), np.array([20.0]))
-    after = motion.step(before, np.array([0.032]))
-    assert motion.violation(before, after) == ""
-    assert after.position[0] == pytest.approx(0.03975, abs=1e-5)
