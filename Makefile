@@ -14,6 +14,21 @@ UV_PIN = $(shell sed -n 's/^\(uv==[^ ;]*\).*/\1/p' constraints.txt)
 GL_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libglib2.0-0
 GL_CHECK := MUJOCO_GL=egl $(BIN)/python -c 'import cv2, mujoco; mujoco.GLContext(16, 16).make_current()'
 
+# The tests talk to an independent DDS, Fast DDS, through a small C++ program. Where it cannot be had they skip and say so.
+PEER_PACKAGES := g++ libfastrtps-dev libfastcdr-dev
+PEER_CHECK := printf '\#include <%s>\n' fastrtps/utils/IPLocator.h fastcdr/Cdr.h | g++ -E -x c++ -
+
+# apt-get install of the packages $(1), where apt-get can run as root; otherwise nothing.
+define apt_install
+  sudo=''
+  [ "$$(id -u)" = 0 ] || sudo='sudo -n'
+  if command -v apt-get >/dev/null && { [ -z "$$sudo" ] || sudo -n true 2>/dev/null; }; then
+    echo 'Installing system packages ($(1)) ...'
+    $$sudo apt-get update -qq
+    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(1) >/dev/null
+  fi
+endef
+
 .PHONY: help install quickstart test lint format lock clean
 
 help:
@@ -30,7 +45,10 @@ quickstart: $(STAMP)
 	@exec $(BIN)/embodied quickstart --out '$(OUT)'
 
 test: $(STAMP)
-	@exec $(BIN)/python -m pytest $(ARGS)
+	@if ! { $(PEER_CHECK); } >/dev/null 2>&1; then
+	$(call apt_install,$(PEER_PACKAGES)) || echo 'Went on without Fast DDS; the tests that need it say so.'
+	fi
+	exec $(BIN)/python -m pytest $(ARGS)
 
 lint: $(STAMP)
 	@$(BIN)/ruff check .
@@ -72,13 +90,7 @@ $(STAMP): constraints.txt pyproject.toml Makefile
 	fi
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	if ! $(GL_CHECK) >/dev/null 2>&1; then
-	  sudo=''
-	  [ "$$(id -u)" = 0 ] || sudo='sudo -n'
-	  if command -v apt-get >/dev/null && { [ -z "$$sudo" ] || sudo -n true 2>/dev/null; }; then
-	    echo 'Installing the system GL library ($(GL_PACKAGES)) ...'
-	    $$sudo apt-get update -qq
-	    $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(GL_PACKAGES) >/dev/null
-	  fi
+	$(call apt_install,$(GL_PACKAGES))
 	  if ! error=$$($(GL_CHECK) 2>&1); then
 	    echo "MuJoCo cannot render without a display: $$(tail -n 1 <<<"$$error")" >&2
 	    echo 'Install the system GL library and run make again: sudo apt-get install -y $(GL_PACKAGES)' >&2
