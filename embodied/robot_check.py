@@ -82,7 +82,8 @@ def as_text(result: dict[str, Any]) -> str:
     scale, margin, safety = result["limit_scale"], result["position_margin"], result["safety"]
     lines = [
         f"{result['profile']} ({result['file']})",
-        f"Limits in use: velocity, acceleration and jerk at {scale:g} of what is stated, positions {margin:g} inside.",
+        f"Limits in use: velocity, acceleration and jerk are {scale:g} of what is stated, positions end {margin:g} rad "
+        "earlier.\nIn rad and s, a sliding gripper in m. The last two columns: braking from full speed.",
         "",
         *_table(
             ["joint", "position", "velocity", "accel.", "jerk", "max step", "stops in", "within"],
@@ -106,7 +107,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 def _limit_row(joint: dict[str, Any]) -> list[str]:
     low, high = joint["position"]
-    rates = [f"{joint[key]:.4g}" for key in ("velocity", "acceleration", "jerk", "max_step")]
+    rates = [f"{joint[key]:.5g}" for key in ("velocity", "acceleration", "jerk", "max_step")]
     return [
         joint["name"],
         f"{low:.4f} to {high:.4f}",

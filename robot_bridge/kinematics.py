@@ -155,22 +155,27 @@ def _compile(path: Path) -> Any:
     try:
         return mujoco.MjModel.from_xml_string(text)  # pyright: ignore[reportAttributeAccessIssue]
     except ValueError as error:
-        raise ConfigError(f"{path}: MuJoCo refuses it: {(str(error).splitlines() or [''])[0]}") from None
+        raise ConfigError(f"{path}: MuJoCo refuses it: {' '.join(str(error).split())[:200]}") from None
 
 
-def _stripped(root: ElementTree.Element, path: Path, depth: int = 0) -> str:
-    """An MJCF with nothing but bodies, joints and sites; included files are put in."""
+def _include(root: ElementTree.Element, path: Path, depth: int = 0) -> None:
+    """Put included files in the place of their <include>."""
+    if depth > 8:
+        raise ConfigError(f"{path}: files include one another.")
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag == "include":
-                if depth > 8:
-                    raise ConfigError(f"{path}: files include one another.")
                 included = parse_xml(path.parent / child.get("file", ""))
-                _stripped(included, path, depth + 1)
+                _include(included, path, depth + 1)
                 index = list(parent).index(child)
                 parent.remove(child)
                 for offset, element in enumerate(included):
                     parent.insert(index + offset, element)
+
+
+def _stripped(root: ElementTree.Element, path: Path) -> str:
+    """An MJCF with nothing but bodies, joints and sites."""
+    _include(root, path)
     for parent in list(root.iter()):
         for child in list(parent):
             needless = child.tag in _STRIPPED_ANYWHERE or (parent is root and child.tag in _STRIPPED)
@@ -196,7 +201,7 @@ def _joint_id(model: Any, name: str, path: Path) -> int:
 
 
 def _frame(model: Any, name: str, path: Path) -> tuple[bool, int]:
-    bodies = {model.body(i).name: i for i in range(1, model.nbody)}
+    bodies = {model.body(i).name: i for i in range(model.nbody)}
     sites = {model.site(i).name: i for i in range(model.nsite)}
     if name in bodies:
         return False, bodies[name]

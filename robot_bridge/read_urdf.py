@@ -135,7 +135,8 @@ def as_mjcf(urdf: Urdf) -> str:
         mujoco, "compiler", angle="radian", eulerseq="XYZ", boundmass="1e-3", boundinertia="1e-6", fusestatic="false"
     )
     world = ElementTree.SubElement(mujoco, "worldbody")
-    bodies = {urdf.root: ElementTree.SubElement(world, "body", name=urdf.root)}
+    # MuJoCo's own outermost body is called world, as many a URDF's root is.
+    bodies = {urdf.root: world if urdf.root == "world" else ElementTree.SubElement(world, "body", name=urdf.root)}
     waiting = list(urdf.joints.values())
     while waiting:
         ready = [joint for joint in waiting if joint.parent in bodies]
