@@ -28,10 +28,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check_installed(base: Path) -> None:
+def check_installed(base: Path, source: Path) -> None:
     (site,) = base.glob("lib/python3*/site-packages")
     for folder in ("embodied", "embodied/contracts", *(f"embodied/{room}" for room in ROOMS)):
-        tree = {p.name for p in (ROOT / folder).iterdir() if p.suffix in (".py", ".yaml", ".xml", ".json", ".html")}
+        tree = {p.name for p in (source / folder).iterdir() if p.suffix in (".py", ".yaml", ".xml", ".json", ".html")}
         assert {p.name for p in (site / folder).iterdir() if p.is_file()} >= tree, folder
     assert (site / "embodied/vlm_rewards/clip-lift").is_dir()
     assert (base / "share/embodied/package.xml").read_text() == (ROOT / "package.xml").read_text()
@@ -60,7 +60,7 @@ def test_what_colcon_runs_installs_everything(workspace: Path, tmp_path: Path) -
     source = workspace / "src" / "embodied-rl"
     run = subprocess.run([sys.executable, *command], cwd=source, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    check_installed(tmp_path / "install")
+    check_installed(tmp_path / "install", source)
 
 
 @pytest.mark.skipif(shutil.which("colcon") is None, reason="colcon is not installed")
@@ -69,7 +69,7 @@ def test_colcon_finds_and_builds_the_package(workspace: Path) -> None:
     assert listed.split("\t") == ["embodied", "src/embodied-rl", "(ros.ament_python)\n"]
     run = subprocess.run(["colcon", "build"], cwd=workspace, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    check_installed(workspace / "install" / "embodied")
+    check_installed(workspace / "install" / "embodied", workspace / "src" / "embodied-rl")
 
 
 def test_pip_does_not_see_the_ros_package(workspace: Path, tmp_path: Path) -> None:
