@@ -26,7 +26,7 @@ from embodied.robot_bridge.machine import ACTIVE, Cause, Inputs, Machine, State
 from embodied.robot_bridge.motion_filter import Motion, MotionFilter, Path, Plan
 from embodied.robot_bridge.profile import Safety
 
-_COUNTS = ("runs", "chunks", "rejected", "malformed", "late", "repeated", "far", "clamped", "boxed", "workspace")
+_COUNTS = ("runs", "chunks", "rejected", "malformed_chunks", "late", "repeated", "far", "clamped", "boxed", "workspace")
 _COUNTS += ("tracking", "holds", "missed_ticks", "clock_jumps", "violations", "bugs")
 _OUTSIDE = 0.01  # a joint may stand this far outside its box when arming [rad, m]
 
@@ -156,7 +156,7 @@ class SafetyFilter:
         Joint states and the e-stop's heartbeat have to come again within their timeouts; the deadman must be held anew.
         """
         self.counts["clock_jumps"] += 1
-        self._now = self._grid = now
+        self._now, self._grid = now, now - self.filter.dt  # the next tick is one tick later
         self._measured_at, self._estop_at, self._deadman_at = now, now, -np.inf
         self._timeline, self._chunk, self._error_since = None, None, np.inf
         self._machine = dataclasses.replace(self._machine, since=now)
@@ -238,7 +238,7 @@ class SafetyFilter:
     def _malformed(self, fault: str, now: float) -> str:
         self.counts["chunks"] += 1
         self._hold(Cause.POLICY, f"chunk rejected: {fault}", now)
-        return self._reject("malformed", fault)
+        return self._reject("malformed_chunks", fault)
 
     def _reject(self, count: str, fault: str) -> str:
         self.counts[count] += 1
@@ -315,10 +315,9 @@ class SafetyFilter:
         if self._now is None:
             self._now, self._grid = now, now
             return 1
-        if now < self._now:
+        if now < self._now - self.filter.dt:
             self.clock_jumped(now)
-            return 1
-        self._now = now
+        self._now = max(self._now, now)
         steps = round((now - self._grid) / self.filter.dt)
         self._grid += steps * self.filter.dt
         self.counts["missed_ticks"] += max(0, steps - 1)
