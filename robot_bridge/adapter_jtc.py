@@ -18,27 +18,23 @@ from embodied.robot_bridge.motion_filter import Plan
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.safety import Tick
 
-MIN_POINTS, MAX_POINTS = 3, 8
+MIN_POINTS = 3
+SOONEST = 0.002  # an earlier point is past before a 500 Hz controller has looked at the trajectory once [s]
 HORIZON = 0.15  # a trajectory lasts at least this long, so that one lost message does not end it [s]
 
 
-def shaped(plan: Plan, first_after: float) -> Plan:
-    """The plan as 3 to 8 points that a trajectory controller takes, ending at rest where it ended.
+def shaped(plan: Plan) -> Plan:
+    """The plan as a trajectory controller takes it: 3 points or more, HORIZON or longer, at rest where the plan ends.
 
-    Args:
-        first_after: a point earlier than this would be past when the controller first samples it [s].
+    The plan's own points stay as they are: between them it is cubic, and a point less would break a limit.
     """
-    times, positions, velocities = plan.times, plan.positions, plan.velocities
-    keep = np.flatnonzero(times >= first_after - 1e-9)
-    if not len(keep):
-        keep = np.array([len(times) - 1])
-    if len(keep) > MAX_POINTS:
-        keep = keep[np.linspace(0, len(keep) - 1, MAX_POINTS).round().astype(int)]
-    times, positions, velocities = np.maximum(times[keep], first_after), positions[keep], velocities[keep]
+    keep = plan.times >= SOONEST
+    keep[-1] = True
+    times, positions, velocities = np.maximum(plan.times[keep], SOONEST), plan.positions[keep], plan.velocities[keep]
     velocities[-1] = 0.0
     missing = max(MIN_POINTS - len(times), int(times[-1] < HORIZON))
-    if missing and len(times) + missing <= MAX_POINTS:
-        step = max(HORIZON - times[-1], missing * first_after) / missing
+    if missing:
+        step = max((HORIZON - times[-1]) / missing, SOONEST)
         times = np.append(times, times[-1] + step * np.arange(1, missing + 1))
         positions = np.vstack([positions, np.repeat(positions[-1:], missing, 0)])
         velocities = np.vstack([velocities, np.zeros((missing, positions.shape[1]))])
@@ -52,15 +48,14 @@ class JtcAdapter(TopicAdapter):
 
     def __init__(self, profile: Profile, transport: Any) -> None:
         super().__init__(profile, transport)
-        self._first_after = 1.0 / profile.safety.rate_hz
-        limits, between = self.limits, 2 * profile.safety.command_every / profile.safety.rate_hz
+        limits, between = self.limits, (2 * profile.safety.command_every + 1) / profile.safety.rate_hz
         braking = limits.velocity / limits.acceleration + limits.acceleration / limits.jerk
         self.brake_time = max(HORIZON, between + float(braking.max()))
 
     def send(self, tick: Tick, measured: np.ndarray, now: float, stamp_ns: int) -> bool:
         if tick.plan is None:
             return False
-        plan, count = shaped(tick.plan, self._first_after), len(self.names)
+        plan, count = shaped(tick.plan), len(self.names)
         positions, velocities = plan.positions[:, :count], plan.velocities[:, :count]
         rising = (np.diff(np.round(plan.times * 1e9)) > 0).all()
         if not (rising and np.isfinite(positions).all() and np.isfinite(velocities).all()):

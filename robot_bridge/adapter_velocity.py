@@ -1,5 +1,6 @@
 """What the adapters have in common that command velocities: zeros when it is over, and no drift from the path."""
 
+import collections
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from embodied.robot_bridge.safety import State, Tick
 
 GAIN = 2.0  # a drift decays with this rate [1/s]
 DEAD_BAND = 1e-3  # a smaller drift is left alone [rad, m]
+LAG = 0.15  # a joint that is where it was told to be within this time lags behind, it has not drifted [s]
 CORRECTION = 0.1  # share of the velocity limit that correcting a drift may take
 ZEROS = 20  # zeros sent after the last motion: the topic is one deep, and a lost zero would leave an arm moving
 
@@ -24,14 +26,18 @@ class Velocities:
     def __init__(self, limits: Limits, dt: float) -> None:
         self._limits, self._dt = limits, dt
         self._last = np.zeros(len(limits.names))
+        self._told = collections.deque[np.ndarray](maxlen=max(2, round(LAG / dt)))  # recent commanded positions (J,)
 
     def step(self, tick: Tick, measured: np.ndarray) -> np.ndarray | None:
         """(J,) for this tick; None where the filter has nothing to say. Stopped and at rest, it is zero."""
         motion, limits = tick.motion, self._limits
         if motion is None:
             self._last = np.zeros_like(self._last)
+            self._told.clear()
             return None
-        drift = motion.position - measured
+        self._told.append(motion.position)
+        told = np.stack(self._told)
+        drift = np.clip(measured, told.min(axis=0), told.max(axis=0)) - measured
         drift = np.where(np.isfinite(drift) & (np.abs(drift) > DEAD_BAND), drift, 0.0)
         if tick.state in (State.STOPPED, State.ESTOP):
             drift = np.zeros_like(drift)

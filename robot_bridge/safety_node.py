@@ -225,7 +225,7 @@ class SafetyNode:
     def tick(self) -> Tick:
         """Take what arrived, decide, send."""
         started = time.perf_counter()
-        self._report.lateness.started(self._wall())
+        self._report.lateness.started(self._clock())
         with self._lock:
             tick = self._tick()
         self._report.tick_cost.add(time.perf_counter() - started)
