@@ -255,8 +255,9 @@ class SafetyNode:
         if now != self._heard:
             self._heard, self._moved_at = now, wall
         if self._clock_stands_still():
-            # Time goes on a little, so that the arm can brake; joint states need not become too old for a HOLD.
-            now += min(wall - self._moved_at - CLOCK_SILENCE, BRAKING)
+            # The controller went on to the end of what it had been sent, and so does the path: resuming where the clock
+            # stopped would pull the arm back. Joint states need not become too old for a HOLD.
+            now += min(wall - self._moved_at, BRAKING)
         if now < self._now - 1e-3:
             self._joints.forget()
             self.filter.clock_jumped(now)
