@@ -5,9 +5,10 @@ real fields, so that Cyclone announces the right type and checks every payload a
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
-from embodied.contracts.errors import InputError, MissingExtraError
+from embodied.contracts.errors import MissingExtraError
 from embodied.robot_bridge import messages
 
 _PRIMITIVES = {
@@ -29,9 +30,17 @@ _PRIMITIVES = {
 
 
 def dds_type_name(message_type: str) -> str:
-    """`package/msg/Name` -> `package::msg::dds_::Name_`, written with dots as the wheel wants it."""
+    """`package/msg/Name` -> `package::msg::dds_::Name_`."""
     package, kind, name = message_type.split("/")
-    return f"{package}.{kind}.dds_.{name}_"
+    return f"{package}::{kind}::dds_::{name}_"
+
+
+def ros_type_name(dds_name: str) -> str:
+    """The reverse of `dds_type_name`; a name that is no ROS type's comes back as it is."""
+    parts = dds_name.split("::")
+    if len(parts) != 4 or parts[2] != "dds_" or not parts[3].endswith("_"):
+        return dds_name
+    return f"{parts[0]}/{parts[1]}/{parts[3][:-1]}"
 
 
 def _field_type(description: Any) -> Any:
@@ -55,28 +64,44 @@ def _field_type(description: Any) -> Any:
     return types.sequence[inner, count] if count else types.sequence[inner]
 
 
-def _structure(message_type: str, class_name: str) -> Any:
+def structure(message_type: str, fields: Mapping[str, Any]) -> Any:
+    """An IDL class under a ROS type's name, of the wheel's field types."""
     try:
         from cyclonedds.idl import make_idl_struct
     except ImportError as error:
         raise MissingExtraError("cyclonedds", "ros", "the ROS 2 bridge") from error
-    definitions = messages.typestore().fielddefs
-    if message_type not in definitions:
-        raise InputError(f"'{message_type}' is no message type of ROS 2 {messages.DISTRO}.")
-    fields = {name: _field_type(description) for name, description in definitions[message_type][1]}
+    name = message_type.rsplit("/", 1)[1] + "_"
     # Extensibility stays final: `appendable` would offer XCDR2, which no ROS 2 node reads.
-    return make_idl_struct(class_name, dds_type_name(message_type), fields)
+    return make_idl_struct(name, dds_type_name(message_type).replace("::", "."), dict(fields))
+
+
+def _fields(message_type: str) -> dict[str, Any]:
+    messages.message_class(message_type)  # says which name is wrong
+    return {name: _field_type(kind) for name, kind in messages.typestore().fielddefs[message_type][1]}
 
 
 @functools.cache
 def _plain(message_type: str) -> Any:
-    return _structure(message_type, message_type.rsplit("/", 1)[1] + "_")
+    return structure(message_type, _fields(message_type))
 
 
 @functools.cache
 def carrier_class(message_type: str) -> Any:
     """The class for topics of this type; instances are made by `carry` and hold `.data`."""
-    cls = _structure(message_type, message_type.rsplit("/", 1)[1] + "_")
+    return carrier(structure(message_type, _fields(message_type)))
+
+
+@functools.cache
+def service_class(message_type: str) -> Any:
+    """The class for a service's request or response: what rmw_cyclonedds writes before the fields comes first."""
+    from cyclonedds.idl import types
+
+    correlation = {"client_id_on_wire": types.uint64, "sequence_number_on_wire": types.int64}
+    return carrier(structure(message_type, correlation | _fields(message_type)))
+
+
+def carrier(cls: Any) -> Any:
+    """Let an IDL class hand bytes through."""
 
     def serialize(self: Any, *args: Any, **kwargs: Any) -> bytes:
         return self.data
