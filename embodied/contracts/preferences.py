@@ -54,11 +54,13 @@ class Verdict:
 
     Attributes:
         reason: why it abstained, in a few words that can be counted; empty otherwise.
+        final: whether asking again would give the same: False after a failure of network or budget, which is not kept.
         record: JSON-able: raw answers, prompts, model, seconds, tokens, cost; whatever the annotator knows.
     """
 
     answer: Answer
     reason: str = ""
+    final: bool = True
     record: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -67,9 +69,16 @@ class Annotator(Protocol):
 
     Attributes:
         name: kept with every answer, for example `openai:gpt-4o@https://...`; never holds a key.
+        identity: everything beside task, pictures and sample that decides an answer: model, prompt, temperature, seed.
+            Answers are kept under its hash.
+        sees: whether it needs frames; without, segments come with rows only.
+        workers: how many questions it answers at once.
     """
 
     name: str
+    identity: Mapping[str, Any]
+    sees: bool
+    workers: int
 
     def compare(self, task: str, first: Segment, second: Segment, sample: int = 0) -> Verdict:
         """Which segment shows more of `task`, as shown.
