@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from embodied.contracts.errors import ConfigError, MissingExtraError, suggest
-from embodied.robot_bridge.limits import LimitSource, match_joint
+from embodied.robot_bridge.limits import LimitSource, match_joints
 from embodied.robot_bridge.read_urdf import as_mjcf, parse_xml, read_urdf
 
 # Nothing of these is needed to know where a body is, and most of it names files that may be absent.
@@ -37,7 +37,7 @@ class Kinematics:
 
         self._data = mujoco.MjData(self._model)  # pyright: ignore[reportAttributeAccessIssue]
         self.joints, self.frames = tuple(joints), tuple(frames)
-        ids = [_joint_id(self._model, name, description) for name in joints]
+        ids = _joint_ids(self._model, self.joints, description)
         self._address = np.array([self._model.jnt_qposadr[i] for i in ids])
         self._forward = mujoco.mj_kinematics  # pyright: ignore[reportAttributeAccessIssue]
         found = [_frame(self._model, name, description) for name in frames]
@@ -192,12 +192,13 @@ def _stripped(root: ElementTree.Element, path: Path) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _joint_id(model: Any, name: str, path: Path) -> int:
+def _joint_ids(model: Any, joints: Sequence[str], path: Path) -> list[int]:
     names = {model.joint(i).name: i for i in range(model.njnt)}
-    found = match_joint(name, names)
-    if found is None:
-        raise ConfigError(f"{path} has no moving joint '{name}'.{suggest(name, [n for n in names if n])}")
-    return names[found]
+    matches = match_joints(joints, names)
+    for name in joints:
+        if name not in matches:
+            raise ConfigError(f"{path} has no moving joint '{name}'.{suggest(name, [n for n in names if n])}")
+    return [names[matches[name]] for name in joints]
 
 
 def _frame(model: Any, name: str, path: Path) -> tuple[bool, int]:

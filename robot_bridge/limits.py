@@ -98,7 +98,7 @@ def read_limits(
         table: joint -> any of {position: [low, high], velocity, acceleration, jerk, max_step}.
         scale: factor in (0, 1] on velocity, acceleration and jerk, for first runs on a robot.
         source: name of the table for messages.
-        others: what else states limits; joints may stand there with a prefix more or less (`match_joint`).
+        others: what else states limits; joints may stand there with a prefix more or less (`match_joints`).
 
     Raises:
         ConfigError: a joint or a limit is missing everywhere, unknown, not positive, or the box is empty.
@@ -108,7 +108,7 @@ def read_limits(
     for name in table:
         if name not in names:
             raise ConfigError(f"{source}: limits for '{name}', which is no joint.{suggest(str(name), names)}")
-    every = (*others, LimitSource(source, table))
+    every = [(one, match_joints(names, one.joints)) for one in (*others, LimitSource(source, table))]
     rows, stated, notes = [], {}, []
     for name in names:
         stated[name] = _stated(name, every)
@@ -138,26 +138,38 @@ def read_limits(
     return Limits(tuple(names), box[:, 0], box[:, 1], velocity, acceleration, jerk, rates[:, 3], stated, tuple(notes))
 
 
-def match_joint(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that is `name`, or the only one that differs by a prefix: joint1 and panda_joint1.
+def match_joints(names: Sequence[str], candidates: Iterable[str]) -> dict[str, str]:
+    """Which candidate each name means: itself, or, where none is itself, all with one prefix more or less.
+
+    joint1 to joint7 are panda_joint1 to panda_joint7, and joint1 is then not panda_finger_joint1, whose prefix differs.
 
     Raises:
-        ConfigError: several differ by a prefix.
+        ConfigError: two prefixes fit equally well.
     """
     candidates = list(candidates)
-    if name in candidates:
-        return name
-    close = [key for key in candidates if name.endswith(f"_{key}") or key.endswith(f"_{name}")]
-    if len(close) > 1:
-        raise ConfigError(f"joint '{name}' may be any of {', '.join(close)}; give it the description's own name.")
-    return close[0] if close else None
+    if exact := {name: name for name in names if name in candidates}:
+        return exact
+    by_prefix: dict[tuple[str, str], dict[str, str]] = {}
+    for name in names:
+        for key in candidates:
+            if name.endswith(f"_{key}"):
+                by_prefix.setdefault((name[: -len(key)], ""), {})[name] = key
+            elif key.endswith(f"_{name}"):
+                by_prefix.setdefault(("", key[: -len(name)]), {})[name] = key
+    found = sorted(by_prefix.values(), key=len, reverse=True)
+    if len(found) > 1 and len(found[0]) == len(found[1]):
+        name = next(iter(found[0]))
+        either = " or ".join(match.get(name, next(iter(match.values()))) for match in found[:2])
+        raise ConfigError(f"joint '{name}' may be {either}; give it the description's own name.")
+    return found[0] if found else {}
 
 
-def _stated(name: str, sources: Sequence[LimitSource]) -> dict[str, tuple[tuple[str, Any], ...]]:
+def _stated(
+    name: str, sources: Sequence[tuple[LimitSource, Mapping[str, str]]]
+) -> dict[str, tuple[tuple[str, Any], ...]]:
     found: dict[str, list[tuple[str, Any]]] = {quantity: [] for quantity in QUANTITIES}
-    for source in sources:
-        key = match_joint(name, source.joints)
-        entry = source.joints[key] if key is not None else {}
+    for source, matches in sources:
+        entry = source.joints[matches[name]] if name in matches else {}
         if not isinstance(entry, Mapping):
             raise ConfigError(f"{source.name}: limits of joint '{name}' must be a mapping of {', '.join(QUANTITIES)}.")
         for quantity, value in entry.items():

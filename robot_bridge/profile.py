@@ -15,7 +15,7 @@ import numpy as np
 
 from embodied.contracts.errors import ConfigError, suggest
 from embodied.robot_bridge.kinematics import Kinematics, Workspace, description_limits
-from embodied.robot_bridge.limits import Limits, LimitSource, match_joint, read_limits
+from embodied.robot_bridge.limits import Limits, LimitSource, match_joints, read_limits
 from embodied.robot_bridge.profile_check import check_profile
 from embodied.robot_bridge.read_joint_limits import load_yaml, read_joint_limits
 
@@ -246,7 +246,7 @@ class Profile:
             path = Path(self.description.joint_limits)
             others.append(LimitSource(path.name, read_joint_limits(path)))
         for source in others:
-            if not any(match_joint(name, source.joints) for name in self.joints):
+            if not set(match_joints(self.all_joints, source.joints)) & set(self.joints):
                 raise ConfigError(
                     f"{source.name} states limits of {', '.join(list(source.joints)[:8])};\n"
                     f"none is a joint of profile {self.name}: {', '.join(self.joints)}."

@@ -10,7 +10,7 @@ import yaml
 
 from embodied.contracts.errors import ConfigError
 from embodied.robot_bridge.kinematics import description_limits
-from embodied.robot_bridge.limits import Limits, LimitSource, match_joint, read_limits
+from embodied.robot_bridge.limits import Limits, LimitSource, match_joints, read_limits
 from embodied.robot_bridge.read_joint_limits import load_yaml, read_joint_limits
 
 GOOD = {"position": [-1.0, 2.0], "velocity": 2.0, "acceleration": 4, "jerk": 100.0, "max_step": 0.1}
@@ -127,13 +127,23 @@ def test_braking_agrees_with_ruckig(speed: float) -> None:
     np.testing.assert_allclose(distance[0], path.at_time(path.duration)[0][0], atol=1e-9)
 
 
-def test_joints_match_with_a_prefix_more_or_less_but_never_by_guessing() -> None:
-    assert match_joint("panda_joint1", ["joint1", "joint2"]) == "joint1"
-    assert match_joint("joint1", ["panda_joint1", "panda_joint11"]) == "panda_joint1"
-    assert match_joint("joint1", ["joint1", "left_joint1"]) == "joint1"
-    assert match_joint("joint1", ["my_joint10"]) is None
-    with pytest.raises(ConfigError, match="left_joint1, right_joint1"):
-        match_joint("joint1", ["left_joint1", "right_joint1"])
+def test_joints_match_with_one_prefix_more_or_less_but_never_by_guessing() -> None:
+    arm = ["panda_joint1", "panda_joint2", "panda_finger_joint1"]
+    assert match_joints(arm, ["joint1", "joint2"]) == {"panda_joint1": "joint1", "panda_joint2": "joint2"}
+    assert match_joints(["joint1"], ["panda_joint1", "panda_joint11"]) == {"joint1": "panda_joint1"}
+    assert match_joints(["joint1"], ["joint1", "left_joint1"]) == {"joint1": "joint1"}
+    assert match_joints(["joint1"], ["my_joint10"]) == {}
+    with pytest.raises(ConfigError, match="'joint1' may be left_joint1 or right_joint1"):
+        match_joints(["joint1", "joint2"], ["left_joint1", "right_joint1", "left_joint2", "right_joint2"])
+
+
+def test_a_fingers_limits_are_not_taken_from_a_joint_of_the_arm() -> None:
+    names = ["panda_joint1", "panda_joint2", "panda_finger_joint1"]
+    table = {name: GOOD for name in names[:2]}
+    source = LimitSource("fer.yaml", {key: {"acceleration": 15.0} for key in ("joint1", "joint2")})
+    finger = {k: v for k, v in GOOD.items() if k != "acceleration"}
+    with pytest.raises(ConfigError, match="'panda_finger_joint1' has no 'acceleration'"):
+        read_limits(names, table | {"panda_finger_joint1": finger}, 1.0, "f", [source])
 
 
 def _file(folder: Path, text: str) -> Path:
