@@ -6,6 +6,7 @@ A stop leaves the gripper where it is, closed on what it holds.
 """
 
 import logging
+import math
 import queue
 import secrets
 import threading
@@ -23,40 +24,42 @@ from embodied.robot_bridge.safety import Tick
 log = logging.getLogger("safety")
 
 STALE = 1.0  # a gripper whose joint states are older is not commanded [s]
-AGAIN = 1.0  # an unchanged position is sent again after this on a topic, which may lose one [s]
 SEND_GOAL = "control_msgs/action/GripperCommand_SendGoal"
 
 
 class Hysteresis:
-    """Which positions are worth sending: changed by `step` or at their end, and not within `period` of the last."""
+    """Which positions are worth sending: changed by `step`, at their end, or not said for `again`; one per `period`."""
 
-    def __init__(self, step: float, period: float) -> None:
-        self._step, self._period = step, period
+    def __init__(self, step: float, period: float, again: float) -> None:
+        self._step, self._period, self._again = step, period, again
         self._last, self._sent_at = np.nan, -np.inf
 
     def due(self, position: float, at_rest: bool, now: float) -> bool:
         """True for a position to send, which then counts as sent."""
         change = abs(position - self._last)  # NaN before the first
-        enough = not change < self._step or (at_rest and change > 1e-6)
+        enough = not change < self._step or (at_rest and change > 1e-6) or now - self._sent_at > self._again
         if not enough or now - self._sent_at < self._period:
             return False
         self._last, self._sent_at = position, now
         return True
 
-    def age(self, now: float) -> float:
-        """Seconds since the last one sent."""
-        return now - self._sent_at
-
 
 class GripperAdapter:
-    """The last joint of `tick.motion` on a Float64MultiArray topic, as a forward or gripper controller takes it."""
+    """The last joint of `tick.motion` on a Float64MultiArray topic, as a forward or gripper controller takes it.
+
+    Attributes:
+        failure: what went wrong with the last command; empty if nothing did.
+    """
 
     PERIOD, STEP = 0.04, 0.01  # [s], share of the stroke
+    AGAIN = 1.0  # a topic may lose a message [s]
 
     def __init__(self, profile: Profile, transport: Any) -> None:
         assert profile.gripper is not None
         self.gripper: Gripper = profile.gripper
-        self._hysteresis = Hysteresis(self.STEP * abs(self.gripper.open - self.gripper.closed), self.PERIOD)
+        self.failure = ""
+        stroke = abs(self.gripper.open - self.gripper.closed)
+        self._hysteresis = Hysteresis(self.STEP * stroke, self.PERIOD, self.AGAIN)
         self._low, self._high = sorted((self.gripper.open, self.gripper.closed))
         self.connect(transport)
 
@@ -76,7 +79,7 @@ class GripperAdapter:
             age: of the gripper's joint state [s].
 
         Returns:
-            Why the gripper is left alone; empty if it is not.
+            Why the gripper does not get what it should; empty if it does.
         """
         if tick.motion is None:
             return ""
@@ -85,7 +88,7 @@ class GripperAdapter:
         position = float(np.clip(checked(tick.motion.position[-1:], 1)[0], self._low, self._high))
         if self._hysteresis.due(position, tick.motion.at_rest, now):
             self.write(position)
-        return ""
+        return self.failure
 
     def write(self, position: float) -> None:
         self._topic.write(float_array(np.array([position])))
@@ -101,9 +104,10 @@ class GripperActionAdapter(GripperAdapter):
     """
 
     PERIOD, STEP, TIMEOUT = 0.2, 0.05, 2.0  # [s], share of the stroke, [s]
+    AGAIN = math.inf  # a goal was accepted, or its failure is known
 
     def connect(self, transport: Any) -> None:
-        self._transport, self.failure = transport, ""
+        self._transport, self._goal_service = transport, f"{self.gripper.topic}/_action/send_goal"
         self._goals: queue.SimpleQueue[float | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="gripper", daemon=True)
         self._thread.start()
@@ -111,7 +115,8 @@ class GripperActionAdapter(GripperAdapter):
     def obstacle(self) -> str:
         if not self._transport.services:
             return f"{self.gripper.topic} is an action; this transport has no services"
-        return self.failure
+        served = {service.name for service in self._transport.graph().services}
+        return "" if self._goal_service in served else f"nobody serves the action {self.gripper.topic}"
 
     def rival(self) -> str:
         return ""  # an action server serves many clients; the last goal counts
@@ -127,7 +132,7 @@ class GripperActionAdapter(GripperAdapter):
                     return
             try:
                 answer = self._transport.call(
-                    f"{self.gripper.topic}/_action/send_goal",
+                    self._goal_service,
                     SEND_GOAL,
                     gripper_goal(position, self.gripper.max_effort, secrets.token_bytes(16)),
                     self.TIMEOUT,

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from embodied.robot_bridge import messages
 from embodied.robot_bridge.adapter_forward_position import ForwardPositionAdapter
 from embodied.robot_bridge.adapter_forward_velocity import ForwardVelocityAdapter
 from embodied.robot_bridge.adapter_gripper import GRIPPERS, GripperAdapter
@@ -34,6 +35,13 @@ class Nobody:
         return self
 
     subscriber = publisher
+
+    def write(self, data: bytes) -> None:
+        """Nobody hears it."""
+
+    def call(self, name: str, service_type: str, request: bytes, timeout_s: float) -> bytes:
+        """Every goal is accepted, by nobody."""
+        return messages.encode(messages.new(f"{service_type}_Response", True, messages.time(0)))
 
 
 class RobotCommands:
