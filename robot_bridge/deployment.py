@@ -25,13 +25,13 @@ from embodied.contracts.errors import EmbodiedError, InputError, SafetyError
 from embodied.policies.bundle import PolicyContract
 from embodied.robot_bridge import messages
 from embodied.robot_bridge.command_messages import joy
-from embodied.robot_bridge.robot_options import POSE_PREFIX, RESET_TOPIC, STATUS_TOPIC
 from embodied.robot_bridge.node import EVENT_TOPIC, EventLog, now_ns, open_transport
 from embodied.robot_bridge.preflight import Check, check
 from embodied.robot_bridge.preflight_facts import collect
 from embodied.robot_bridge.processes import Child, free_domain, profile_at_speed
 from embodied.robot_bridge.profile import load_profile, profile_path
 from embodied.robot_bridge.qos import COMMAND, DEFAULT, EVENTS, LATCHED, LATEST
+from embodied.robot_bridge.robot_options import POSE_PREFIX, RESET_TOPIC, STATUS_TOPIC
 from embodied.robot_bridge.safety_node import CHUNK_TOPIC, COMMAND_TOPIC, ESTOP_TOPIC, MODE_TOPIC, STATE_TOPIC
 from embodied.robot_bridge.scene import load_scene
 
@@ -117,7 +117,7 @@ class Deployment:
         self._chunk_stamps: dict[str, int] = {}
         self._commanded: set[str] = set()
         self._options = argparse.Namespace(
-            transport=transport, domain=self.domain, discovery=discovery, use_sim_time=use_sim_time
+            transport=transport, domain=self.domain, discovery=discovery, use_sim_time=use_sim_time, namespace="/"
         )
         self._common_flags = ["--profile", str(path), "--domain", str(self.domain), "--discovery", discovery]
         self._common_flags += ["--transport", transport] if transport != "auto" else []

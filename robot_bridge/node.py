@@ -1,8 +1,9 @@
-"""What every process of the bridge shares: command-line flags, a node on the graph, a clean end, a steady rate."""
+"""What every process of the bridge shares: flags, a node on the graph, its time, a clean end, a steady rate."""
 
 import argparse
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -11,10 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from embodied.contracts.errors import EmbodiedError
+from embodied.contracts.errors import EmbodiedError, InputError
+from embodied.contracts.protocols import Transport
 from embodied.robot_bridge import messages
+from embodied.robot_bridge import transport as transports
 from embodied.robot_bridge.profile import Profile, load_profile
-from embodied.robot_bridge.qos import EVENTS
+from embodied.robot_bridge.qos import CLOCK, EVENTS
 
 EVENT_TOPIC = "/bridge/event"
 
@@ -24,12 +27,67 @@ def now_ns() -> int:
     return time.time_ns()
 
 
+class RosTime:
+    """The node's time: the system's clocks, or with `use_sim_time` what /clock says, 0 before it says anything.
+
+    Args:
+        topic: of the clock.
+        wall: monotonic seconds, never simulated.
+
+    Attributes:
+        jumps: how often simulated time went backwards.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        use_sim_time: bool,
+        topic: str = "/clock",
+        wall: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.simulated, self.jumps = use_sim_time, 0
+        self._sim_ns, self._wall, self._heard = 0, wall, -math.inf
+        if use_sim_time:
+            transport.subscriber(topic, messages.CLOCK, CLOCK, self._on_clock)
+
+    def _on_clock(self, data: bytes, _: int) -> None:
+        try:
+            stamp = messages.read_clock(data)
+        except InputError as error:
+            logging.getLogger("clock").warning("%s", error)
+            return
+        self.jumps += stamp < self._sim_ns
+        self._sim_ns, self._heard = stamp, self._wall()
+
+    def now_ns(self) -> int:
+        """ROS time, for stamps [ns]."""
+        return self._sim_ns if self.simulated else now_ns()
+
+    def seconds(self) -> float:
+        """For ages and periods [s]: monotonic, or simulated, which may jump back."""
+        return self._sim_ns * 1e-9 if self.simulated else self._wall()
+
+    def silent_for(self) -> float:
+        """Wall-clock seconds since /clock last came, infinite before it does; 0 without `use_sim_time`."""
+        return self._wall() - self._heard if self.simulated else 0.0
+
+
 def arguments(description: str) -> argparse.ArgumentParser:
     """A parser with the flags that every process takes."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--profile", required=True, help="robot profile: a name or a YAML file")
     parser.add_argument("--domain", type=int, default=None, help="ROS domain, default ROS_DOMAIN_ID")
-    parser.add_argument("--discovery", default="localhost", choices=["localhost", "subnet"])
+    parser.add_argument(
+        "--transport", default="auto", choices=transports.KINDS, help="auto: rclpy where ROS 2 is sourced, else dds"
+    )
+    parser.add_argument(
+        "--discovery",
+        default="localhost",
+        choices=transports.DISCOVERY,
+        help="localhost: nothing leaves this host; subnet: it may, as the ROS environment says",
+    )
+    parser.add_argument("--namespace", default="/", help="of the node")
+    parser.add_argument("--use-sim-time", action="store_true", help="take the time from /clock")
     parser.add_argument("--parent", type=int, default=None, help="end when this process id is gone")
     return parser
 
@@ -77,26 +135,24 @@ class Rate:
         return ended
 
 
-def open_transport(node: str, options: argparse.Namespace) -> Any:
-    """The Cyclone DDS transport that the flags ask for."""
-    from embodied.robot_bridge.transport_cyclone import CycloneTransport
-
-    return CycloneTransport(node, options.domain, options.discovery)
+def open_transport(node: str, options: argparse.Namespace) -> Transport:
+    """The node on the graph that the flags ask for."""
+    return transports.open_transport(node, options.transport, options.domain, options.discovery, options.namespace)
 
 
 class EventLog:
-    """Publishes JSON events on /bridge/event and mirrors them to the process's log."""
+    """Publishes JSON events on /bridge/event, stamped in ROS time, and mirrors them to the process's log."""
 
-    def __init__(self, transport: Any, source: str) -> None:
+    def __init__(self, transport: Transport, source: str, stamp: Callable[[], int] = now_ns) -> None:
         self._publisher = transport.publisher(EVENT_TOPIC, messages.STRING, EVENTS)
-        self._source, self._log = source, logging.getLogger(source)
+        self._source, self._stamp, self._log = source, stamp, logging.getLogger(source)
 
     @property
     def matched(self) -> int:
         return self._publisher.matched
 
     def write(self, event: str, **fields: Any) -> None:
-        record: Mapping[str, Any] = {"event": event, "source": self._source, "stamp_ns": now_ns(), **fields}
+        record: Mapping[str, Any] = {"event": event, "source": self._source, "stamp_ns": self._stamp(), **fields}
         self._publisher.write(messages.json_string(record))
         self._log.info("%s", json.dumps({k: v for k, v in record.items() if k not in ("source", "contract")}))
 

@@ -23,7 +23,7 @@ from embodied.contracts.protocols import Policy
 from embodied.robot_bridge import messages
 from embodied.robot_bridge.actions import Targets, check_action, target_names
 from embodied.robot_bridge.adapter_servo_twist import axis_limits
-from embodied.robot_bridge.node import EventLog, Stop, arguments, now_ns, open_transport, run_process
+from embodied.robot_bridge.node import EventLog, RosTime, Stop, arguments, now_ns, open_transport, run_process
 from embodied.robot_bridge.observations import Moment, Observer, check_observations
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.qos import COMMAND, DEFAULT, LATCHED
@@ -199,7 +199,7 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
 
     policy = load_policy(options.bundle)
     transport = open_transport("policy", options)
-    node = PolicyNode(policy, profile, transport)
+    node = PolicyNode(policy, profile, transport, RosTime(transport, options.use_sim_time, profile.topics.clock).now_ns)
     blank = {key: np.zeros(spec.shape, np.float32) for key, spec in policy.observation_spec.items()}
     blank |= {f"images/{key}": np.zeros(spec.shape, np.uint8) for key, spec in policy.image_spec.items()}
     started = time.perf_counter()

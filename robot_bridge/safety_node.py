@@ -31,7 +31,7 @@ from embodied.robot_bridge.adapters import Nobody, RobotCommands
 from embodied.robot_bridge.command_messages import outcome, read_joy
 from embodied.robot_bridge.joint_merge import JointMerge
 from embodied.robot_bridge.messages import Trajectory
-from embodied.robot_bridge.node import EventLog, Rate, Stop, arguments, now_ns, open_transport, run_process
+from embodied.robot_bridge.node import EventLog, Rate, RosTime, Stop, arguments, now_ns, open_transport, run_process
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.qos import COMMAND, DEFAULT, SENSOR_DATA
 from embodied.robot_bridge.safety import Chunk, SafetyFilter, State, Tick
@@ -364,7 +364,8 @@ def run(node: SafetyNode, rate: Rate, stop: Stop) -> None:
 
 def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     transport = open_transport("safety", options)
-    node = SafetyNode(profile, transport, shadow=options.shadow)
+    ros_time = RosTime(transport, options.use_sim_time, profile.topics.clock)
+    node = SafetyNode(profile, transport, ros_time.seconds, ros_time.now_ns, options.shadow, options.use_sim_time)
     rate = node.rate = Rate(profile.safety.rate_hz)
     log.info("ready: %s, %g Hz, %s", profile.name, profile.safety.rate_hz, raise_priority(options.priority))
     for note in node.commands.limits.notes:

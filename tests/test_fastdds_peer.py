@@ -243,7 +243,7 @@ def test_malformed_samples_are_dropped_below_python(
     ("offered", "requested", "policy", "word"),
     [
         (("best_effort", "volatile"), ("reliable", "volatile"), RELIABILITY, "reliab"),
-        (("reliable", "volatile"), ("reliable", "latched"), DURABILITY, "durability"),
+        (("reliable", "volatile"), ("reliable", "latched"), DURABILITY, "transient local"),
     ],
 )
 @pytest.mark.parametrize("we_publish", [True, False])
