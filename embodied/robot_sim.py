@@ -1,64 +1,142 @@
 """`embodied robot sim`: a simulated arm in a process of its own that looks on the ROS 2 graph like a real one."""
 
-import argparse
 import dataclasses
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
+from embodied.contracts.errors import InputError, suggest
 from embodied.progress import Progress
 from embodied.verbs import Touches
+
+if TYPE_CHECKING:
+    from embodied.robot_bridge.profile import Profile
+
+LIFT = "robosuite/Lift"
+STAND_IN = "stand-in"
+# The model of each shipped profile: an environment, or one of sim/arm_scene.py. Others get a stand-in.
+MODELS = {"panda-mujoco": LIFT, "franka-panda": LIFT, "franka-fr3": LIFT, "ur5e": "ur5e", "xarm7": "xarm7"}
 
 
 @dataclasses.dataclass(frozen=True)
 class RobotSim:
-    """Run a MuJoCo robot on the ROS 2 graph until Ctrl-C: joint states and images out, joint trajectories in.
+    """Run a MuJoCo robot on the ROS 2 graph until Ctrl-C: what the profile's arm publishes out, its commands in.
 
     Attributes:
         profile: robot profile: a shipped name or a YAML file.
-        env: environment whose scene is simulated.
-        scene: folder with scene.xml and scene.json, instead of an environment's.
-        cameras: that publish images.
+        model: robosuite/Lift, panda, ur5e, xarm7, or stand-in; by default what fits the profile's name.
+        urdf: the arm's URDF instead; by default the one that the profile's description names.
+        scene: folder with scene.xml and scene.json, instead of all these.
+        cameras: that publish images; by default every camera of the profile that the scene has.
         image_size: height and width of the images [px].
-        seed: of the state that the scene starts in.
+        state_rate: joint states per second; the profile's by default.
+        camera_rate: images per second; the profile's by default.
+        real_time_factor: seconds of physics per second.
+        use_sim_time: stamp with physics time and publish it on /clock.
+        state_style: how joint states are filled: separate-gripper, nan-effort, no-velocity, shuffled.
+        seed: of the state that the scene starts in, and of faults.
+        log: file that gets every control step, for robot_bridge/robot_log.py.
         domain: ROS domain; ROS_DOMAIN_ID or 0 by default.
         discovery: localhost, or subnet to be seen by other hosts.
     """
 
     profile: Positional[str] = "panda-mujoco"
-    env: str = "robosuite/Lift"
+    model: str | None = None
+    urdf: Path | None = None
     scene: Path | None = None
-    cameras: tuple[str, ...] = ("wrist",)
+    cameras: tuple[str, ...] | None = None
     image_size: int = 64
+    state_rate: float | None = None
+    camera_rate: float | None = None
+    real_time_factor: float = 1.0
+    use_sim_time: bool = False
+    state_style: tuple[str, ...] = ()
     seed: int = 0
+    log: Path | None = None
     domain: int | None = None
     discovery: str = "localhost"
 
 
 def touches(config: RobotSim) -> Touches:
-    return Touches(reads=(config.scene,) if config.scene else ())
+    reads = tuple(path for path in (config.scene, config.urdf) if path)
+    return Touches(reads=reads, writes=(config.log,) if config.log else ())
 
 
 def robot_sim(config: RobotSim, progress: Progress) -> dict[str, Any]:
     from embodied.robot_bridge import mujoco_robot
     from embodied.robot_bridge.node import Stop
     from embodied.robot_bridge.profile import load_profile
-    from embodied.sim.suites import environment
+    from embodied.robot_bridge.scene import load_scene
 
-    profile = load_profile(config.profile)
+    profile = load_profile(config.profile, config.urdf)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("OpenGL").setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="embodied-scene-") as folder:
-        scene = config.scene or environment(config.env).export_scene(
-            Path(folder), config.cameras, config.image_size, config.seed
-        )
+        scene = config.scene or write_robot_scene(Path(folder), profile, config)
         progress.say(
-            f"robot '{profile.name}': {profile.topics.joint_states} out, {profile.topics.command} in; Ctrl-C ends it"
+            f"robot '{profile.name}': {load_scene(scene).about or scene}\n"
+            f"{profile.topics.joint_states} out, {profile.topics.command} in ({profile.adapter}); Ctrl-C ends it"
         )
-        options = argparse.Namespace(
-            profile=config.profile, scene=str(scene), domain=config.domain, discovery=config.discovery, parent=None
-        )
+        options = mujoco_robot.parser().parse_args(_flags(config, scene))
         mujoco_robot.main(options, profile, Stop(None))
     return {"robot": profile.name, "ended": True}
+
+
+def _flags(config: RobotSim, scene: Path) -> list[str]:
+    """The robot process's flags for this configuration."""
+    flags = ["--profile", config.profile, "--scene", str(scene), "--discovery", config.discovery]
+    values = {
+        "--domain": config.domain,
+        "--state-rate": config.state_rate,
+        "--camera-rate": config.camera_rate,
+        "--real-time-factor": config.real_time_factor,
+        "--seed": config.seed,
+        "--log": config.log,
+    }
+    for flag, value in values.items():
+        flags += [flag, str(value)] if value is not None else []
+    from embodied.robot_bridge.robot_options import StateStyle
+
+    known = [field.name.replace("_", "-") for field in dataclasses.fields(StateStyle)]
+    for style in config.state_style:
+        if style not in known:
+            raise InputError(f"--state-style: there is no '{style}'.{suggest(style, known)}")
+    flags += ["--state-style", *config.state_style] if config.state_style else []
+    return [*flags, "--use-sim-time"] if config.use_sim_time else flags
+
+
+def write_robot_scene(folder: Path, profile: "Profile", config: RobotSim) -> Path:
+    """The scene folder for a profile: its joints' names on the model that fits."""
+    from embodied.sim.arm_scene import MODELS as ARMS
+    from embodied.sim.arm_scene import ArmSpec, export_arm_scene
+    from embodied.sim.export_scene import export_scene
+    from embodied.sim.robosuite_lift import CAMERAS
+
+    urdf = config.urdf or (Path(profile.description.urdf) if profile.description.urdf.endswith(".urdf") else None)
+    model = config.model or ("" if urdf else MODELS.get(profile.name, STAND_IN))
+    if model and model not in (LIFT, STAND_IN, *ARMS):
+        raise InputError(f"--model: there is no '{model}'.{suggest(model, (LIFT, STAND_IN, *ARMS))}")
+    cameras = tuple(profile.topics.cameras) if config.cameras is None else config.cameras
+    gripper = profile.gripper
+    if model == LIFT:
+        if gripper is None or gripper.closed != 0 or gripper.open <= 0:
+            raise InputError(f"{LIFT} has a gripper whose closed position is 0; profile {profile.name} has another.")
+        if config.cameras is None:
+            cameras = tuple(camera for camera in cameras if camera in CAMERAS)
+        joint = (gripper.joint, gripper.open)
+        return export_scene(folder, cameras, config.image_size, config.seed, profile.joints, joint)
+    limits, count = profile.read_limits(), len(profile.joints)
+    arm = ArmSpec(
+        profile.joints,
+        tuple(float(x) - profile.position_margin for x in limits.low[:count]),
+        tuple(float(x) + profile.position_margin for x in limits.high[:count]),
+        (gripper.joint, gripper.open, gripper.closed) if gripper else None,
+        profile.description.base,
+        profile.description.tool,
+        cameras,
+    )
+    own = "" if model in ("", STAND_IN) else model
+    return export_arm_scene(folder, arm, own, None if model else urdf, config.image_size, config.seed)
