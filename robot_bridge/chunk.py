@@ -64,7 +64,7 @@ class Timeline:
         return self.slopes[self._piece(times), np.arange(self.positions.shape[1])]
 
     def _piece(self, times: np.ndarray) -> np.ndarray:
-        return np.clip(self.times.searchsorted(times, side="right") - 1, 0, len(self.slopes) - 1)
+        return np.minimum(np.maximum(self.times.searchsorted(times, side="right") - 1, 0), len(self.slopes) - 1)
 
 
 def timeline(times: np.ndarray, positions: np.ndarray) -> Timeline:

@@ -43,56 +43,39 @@ class Plan:
 
 
 @dataclasses.dataclass(frozen=True)
-class Path:
-    """The generator's states, one row per tick: the previous tick, now, the next, and what is planned after it.
-
-    Rows 0 to 2 are committed: they shape the spline up to now. The last row is at rest, and for ever after.
-
-    Attributes:
-        position, velocity, acceleration: (N, J), N >= 3.
-    """
-
-    position: np.ndarray
-    velocity: np.ndarray
-    acceleration: np.ndarray
-
-    def advance(self, ticks: int) -> "Path":
-        """The same path, `ticks` later."""
-        rows = np.minimum(np.arange(ticks, max(ticks + 3, len(self.position))), len(self.position) - 1)
-        return Path(self.position[rows], self.velocity[rows], self.acceleration[rows])
-
-    @property
-    def at_rest(self) -> bool:
-        """Nothing moves from now on."""
-        return bool((self.position == self.position[0]).all())
-
-
-@dataclasses.dataclass(frozen=True)
 class Brake:
     """The shortest stop of each joint on its own: full jerk, full deceleration, full jerk back to rest.
 
     Attributes:
-        phases: (3, J) durations [s].
-        jerk: (J,) of the first phase; the second has none, the third the opposite [rad/s³].
+        begins: (3, J) when each phase begins [s].
+        lasts: (3, J) and how long it lasts [s].
+        position, velocity, acceleration, jerk: (3, J) at its beginning.
         duration: (J,) [s].
         stop: (J,) where each joint comes to rest [rad].
     """
 
-    start: Motion
-    phases: np.ndarray
+    begins: np.ndarray
+    lasts: np.ndarray
+    position: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
     jerk: np.ndarray
     duration: np.ndarray
     stop: np.ndarray
 
-    def at(self, times: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Position, velocity and acceleration (K, J) at `times` (K,) [s] after the start."""
-        elapsed = times[:, None]
-        state = self.start.position, self.start.velocity, self.start.acceleration
-        for duration, jerk in zip(self.phases, (self.jerk, 0.0, -self.jerk), strict=True):
-            state = _cubic(*state, jerk, np.clip(elapsed, 0.0, duration))
-            elapsed = elapsed - duration
-        moving = times[:, None] < self.duration
-        return np.where(moving, state[0], self.stop), state[1] * moving, state[2] * moving
+    def positions(self, times: np.ndarray) -> np.ndarray:
+        """(K, J) at `times` (K,) [s]."""
+        t = np.minimum(np.maximum(times[:, None, None] - self.begins, 0.0), self.lasts)
+        moved = (t * (self.velocity + t * (self.acceleration / 2 + t * (self.jerk / 6)))).sum(axis=1)
+        return np.where(times[:, None] < self.duration, self.position[0] + moved, self.stop)
+
+    def at(self, time: float) -> Motion:
+        """The state at `time` [s]."""
+        phase = np.maximum((self.begins <= time).sum(axis=0) - 1, 0)
+        joint, over = np.arange(len(self.stop)), time >= self.duration
+        begin = [x[phase, joint] for x in (self.position, self.velocity, self.acceleration, self.jerk)]
+        position, velocity, acceleration = _cubic(*begin, t=time - self.begins[phase, joint])
+        return Motion(np.where(over, self.stop, position), velocity * ~over, acceleration * ~over)
 
 
 def _cubic(position: Any, velocity: Any, acceleration: Any, jerk: Any, t: np.ndarray) -> tuple[Any, Any, Any]:
@@ -106,24 +89,69 @@ def _cubic(position: Any, velocity: Any, acceleration: Any, jerk: Any, t: np.nda
 
 
 def brake(start: Motion, limits: Limits) -> Brake:
-    """How `start` comes to rest soonest. Velocity only falls, after the acceleration has been led to zero."""
+    """How `start` comes to rest soonest. Speed only falls, once the acceleration has been led to zero."""
     settled = start.velocity + start.acceleration * np.abs(start.acceleration) / (2 * limits.jerk)
     direction = -np.sign(settled)
     along = direction * start.acceleration  # deceleration now, if positive
-    loss = np.maximum(-direction * start.velocity + along**2 / (2 * limits.jerk), 0.0)  # (deceleration 0 -> peak -> 0)
+    loss = np.maximum(along**2 / (2 * limits.jerk) - direction * start.velocity, 0.0)  # of speed, 0 -> peak -> 0
     peak = np.minimum(limits.acceleration, np.sqrt(loss * limits.jerk))
-    # Where the jerk back to rest alone is left, the two signs of rounding must not give a first phase.
-    only_release = settled == 0
-    direction = np.where(only_release, np.sign(start.acceleration), direction)
-    peak = np.where(only_release, np.abs(start.acceleration), peak)
-    along = np.where(only_release, peak, along)
-    hold = np.maximum(loss / np.where(peak > 0, peak, 1.0) - peak / limits.jerk, 0.0)
-    phases = np.stack([np.maximum(peak - along, 0.0) / limits.jerk, hold * ~only_release, peak / limits.jerk])
+    if not settled.all():  # leading the acceleration to zero is all there is to do
+        release = settled == 0
+        direction = np.where(release, np.sign(start.acceleration), direction)
+        peak = np.where(release, np.abs(start.acceleration), peak)
+        along, loss = np.where(release, peak, along), np.where(release, 0.0, loss)
+    hold = np.maximum(loss / np.maximum(peak, 1e-300) - peak / limits.jerk, 0.0)
+    lasts = np.array([np.maximum(peak - along, 0.0) / limits.jerk, hold, peak / limits.jerk])
     jerk = direction * limits.jerk
-    state = start.position, start.velocity, start.acceleration
-    for duration, value in zip(phases, (jerk, 0.0, -jerk), strict=True):
-        state = _cubic(*state, value, duration)
-    return Brake(start, phases, jerk, phases.sum(axis=0), np.asarray(state[0]))
+    jerks = np.array([jerk, np.zeros_like(jerk), -jerk])
+    states = [(start.position, start.velocity, start.acceleration)]
+    for duration, value in zip(lasts, jerks, strict=True):
+        states.append(_cubic(*states[-1], value, duration))
+    position, velocity, acceleration = (np.array(column) for column in zip(*states[:3], strict=True))
+    begins = np.array([np.zeros_like(jerk), lasts[0], lasts[0] + lasts[1]])
+    return Brake(begins, lasts, position, velocity, acceleration, jerks, begins[2] + lasts[2], states[3][0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Path:
+    """The generator's states, one row per tick: the previous tick, now, the next, and what is planned after it.
+
+    Rows 0 to 2 are committed: they shape the spline up to now. The last row is at rest, and so is all after it.
+
+    Attributes:
+        position: (N, J), N >= 3.
+        velocity, acceleration: (M, J), M <= N, of the rows up to the one in which it begins to brake.
+        stop: the way on from row M - 1.
+        late: ticks since row M - 1, where the path has been followed beyond it.
+    """
+
+    position: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+    stop: Brake
+    late: int = 0
+
+    def advance(self, ticks: int) -> "Path":
+        """The same path, `ticks` later."""
+        last = len(self.position) - 1
+        position = self.position[min(ticks, last) :]
+        if len(position) < 3:
+            position = np.concatenate([position, self.position[[-1] * (3 - len(position))]])
+        known = min(ticks, len(self.velocity) - 1)
+        return Path(position, self.velocity[known:], self.acceleration[known:], self.stop, self.late + ticks - known)
+
+    def head(self, dt: float) -> Motion:
+        """The state of row 2, the last that is committed."""
+        beyond = self.late + 3 - len(self.velocity)
+        if beyond <= 0:
+            return Motion(self.position[2], self.velocity[2], self.acceleration[2])
+        state = self.stop.at(beyond * dt)
+        return Motion(self.position[2], state.velocity, state.acceleration)
+
+    @property
+    def at_rest(self) -> bool:
+        """Nothing moves from now on."""
+        return bool((self.position == self.position[0]).all())
 
 
 class MotionFilter:
@@ -145,6 +173,7 @@ class MotionFilter:
         self._input.synchronization = ruckig.Synchronization.No
         self._input.max_velocity, self._input.max_acceleration = limits.velocity.tolist(), limits.acceleration.tolist()
         self._input.max_jerk = limits.jerk.tolist()
+        self._turn = limits.jerk * (1e-6 * dt**3)
         # What the differences of neighbouring control points may come to, and how far rounding may take them.
         self._differences = [
             ("velocity", limits.velocity * dt * _SLACK + 1e-10),
@@ -154,19 +183,21 @@ class MotionFilter:
 
     def rest(self, position: np.ndarray) -> Path:
         """Standing at `position` (J,)."""
-        rows = np.tile(np.asarray(position, np.float64), (3, 1))
-        return Path(rows, np.zeros_like(rows), np.zeros_like(rows))
+        rows = np.array([position] * 3, np.float64)
+        still = np.zeros_like(rows)
+        return Path(rows, still, still, brake(Motion(rows[0], still[0], still[0]), self.limits))
 
     def coasting(self, position: np.ndarray, velocity: np.ndarray) -> Path:
         """At `position` and moving at `velocity`, (J,) each, as far as the limits allow; the box is not left."""
         position = self.limits.clip_position(position)
         velocity = np.clip(velocity, -self.limits.velocity, self.limits.velocity)
         ahead = position + self.dt * velocity
-        stop = brake(Motion(ahead, velocity, np.zeros_like(velocity)), self.limits).stop
+        still = np.zeros_like(velocity)
+        stop = brake(Motion(ahead, velocity, still), self.limits).stop
         velocity = np.where((stop < self.limits.low) | (stop > self.limits.high), 0.0, velocity)
         rows = position + self.dt * velocity * np.array([[-1.0], [0.0], [1.0]])
-        moving = Path(rows, np.tile(velocity, (3, 1)), np.zeros_like(rows))
-        return self.follow(moving, np.zeros((0, len(position))))
+        end = brake(Motion(rows[2], velocity, still), self.limits)
+        return self._ending(rows, np.array([velocity] * 3), np.array([still] * 3), end)
 
     def stopping_time(self, velocity: np.ndarray) -> np.ndarray:
         """Stopping distance from a steady `velocity` over that velocity [s]: how far following lags behind."""
@@ -181,55 +212,58 @@ class MotionFilter:
 
     def follow(self, path: Path, targets: np.ndarray) -> Path:
         """Keep what is committed; then aim at `targets` (F, J), one per tick, and after them brake to rest."""
-        head = Motion(path.position[2], path.velocity[2], path.acceleration[2])
-        heads = []
-        if len(targets):
+        head = path.head(self.dt)
+        if not len(targets):
+            states = ([head.position], [head.velocity], [head.acceleration])
+        else:
             self._load(head)
-            for target in targets.tolist():
-                head = self._step(head, target)
-                heads.append(head)
-        columns = [path.position[:3], path.velocity[:3], path.acceleration[:3]]
-        if heads:
-            later = ([getattr(state, field.name) for state in heads] for field in dataclasses.fields(Motion))
-            columns = [np.concatenate(pair) for pair in zip(columns, later, strict=True)]
-        if not head.at_rest:
-            stop = brake(head, self.limits)
-            ticks = max(1, int(np.ceil(stop.duration.max() / self.dt - 1e-9)))
-            tail = stop.at(self.dt * np.arange(1, ticks + 1))
-            tail[0][-1], tail[1][-1], tail[2][-1] = stop.stop, 0.0, 0.0
-            columns = [np.concatenate(pair) for pair in zip(columns, tail, strict=True)]
-        return Path(*columns)
+            rows = [self._step(target) for target in targets.tolist()]
+            states = zip((head.position, head.velocity, head.acceleration), *rows, strict=True)
+        position, velocity, acceleration = (np.array(column, np.float64) for column in states)
+        still = (np.abs(velocity) < 1e-9) & (np.abs(acceleration) < 1e-9)
+        velocity[still] = acceleration[still] = 0.0
+        end = brake(Motion(position[-1], velocity[-1], acceleration[-1]), self.limits)
+        pad = np.zeros((2, len(self.limits.names)))  # rows 0 and 1 are history: nobody asks for their velocity
+        return self._ending(
+            np.concatenate([path.position[:2], position]),
+            np.concatenate([pad, velocity]),
+            np.concatenate([pad, acceleration]),
+            end,
+        )
+
+    def _ending(self, position: np.ndarray, velocity: np.ndarray, acceleration: np.ndarray, end: Brake) -> Path:
+        """The path through these rows and then to a stop."""
+        ticks = int(np.ceil(end.duration.max() / self.dt - 1e-9))
+        if ticks:
+            tail = end.positions(self.dt * np.arange(1, ticks + 1))
+            tail[-1] = end.stop
+            position = np.concatenate([position, tail])
+        return Path(position, velocity, acceleration, end)
 
     def _load(self, state: Motion) -> None:
         item = self._input
         item.current_position, item.current_velocity = state.position.tolist(), state.velocity.tolist()
         item.current_acceleration = state.acceleration.tolist()
 
-    def _step(self, state: Motion, target: list[float]) -> Motion:
-        """The state one tick after `state`, which ruckig holds, towards `target`.
+    def _step(self, target: list[float]) -> tuple[list[float], list[float], list[float]]:
+        """Position, velocity and acceleration one tick later than what ruckig holds, towards `target`.
 
         ruckig 0.19 finds no solution for states that lie exactly on a switching point of its profiles, about once in
         10^5 ticks; then it gets a target a hair beside, and at last the tick is one of braking.
         """
-        limits, out = self.limits, self._output
+        item, out = self._input, self._output
         for nudge in _NUDGES:
-            if nudge:
-                target = np.clip(np.asarray(target) + nudge, limits.low, limits.high).tolist()
-            self._input.target_position = target
+            item.target_position = self.limits.clip_position(np.array(target) + nudge).tolist() if nudge else target
             try:
-                self._generator.update(self._input, out)
+                self._generator.update(item, out)
             except self._ruckig.RuckigError:
                 continue
-            out.pass_to_input(self._input)
-            velocity, acceleration = np.array(out.new_velocity), np.array(out.new_acceleration)
-            still = (np.abs(velocity) < 1e-9) & (np.abs(acceleration) < 1e-9)
-            if still.any():
-                velocity[still] = acceleration[still] = 0.0
-            return Motion(np.array(out.new_position), velocity, acceleration)
-        position, velocity, acceleration = brake(state, limits).at(np.array([self.dt]))
-        state = Motion(position[0], velocity[0], acceleration[0])
-        self._load(state)
-        return state
+            out.pass_to_input(item)
+            return out.new_position, out.new_velocity, out.new_acceleration
+        state = [np.array(x) for x in (item.current_position, item.current_velocity, item.current_acceleration)]
+        after = brake(Motion(*state), self.limits).at(self.dt)
+        self._load(after)
+        return after.position.tolist(), after.velocity.tolist(), after.acceleration.tolist()
 
     def plan(self, path: Path, late: float = 0.0) -> Plan:
         """The spline as knots for a cubic interpolation, from the next tick on.
@@ -237,13 +271,15 @@ class MotionFilter:
         Args:
             late: how long ago "now" of the path was [s].
         """
-        points = np.concatenate([path.position[1:], path.position[-1:], path.position[-1:]])
-        jerk = np.diff(points, n=3, axis=0)  # of the intervals between knots, times dt³
-        positions = (points[:-2] + 4 * points[1:-1] + points[2:]) / 6
+        points = path.position[np.minimum(np.arange(1, len(path.position) + 2), len(path.position) - 1)]
+        first = points[1:] - points[:-1]
+        second = first[1:] - first[:-1]
+        positions = points[1:-1] + second / 6
         velocities = (points[2:] - points[:-2]) / (2 * self.dt)
         times = self.dt * np.arange(1, len(positions) + 1) - late
         # Between two intervals of one jerk the knot says nothing.
-        turns = np.abs(np.diff(jerk, axis=0)) > self.limits.jerk * (1e-6 * self.dt**3)
+        jerk = second[1:] - second[:-1]
+        turns = np.abs(jerk[1:] - jerk[:-1]) > self._turn
         keep = np.ones(len(positions), bool)
         keep[1:-1] = turns.any(axis=1)
         velocities[-1] = 0.0  # exactly: a trajectory controller rejects any other end
@@ -251,16 +287,16 @@ class MotionFilter:
 
     def violation(self, path: Path) -> str:
         """What the spline of `path` breaks; empty if nothing. Not empty means a bug in the filter."""
-        if not np.isfinite(path.position).all():
+        limits, points = self.limits, path.position
+        if not np.isfinite(points).all():
             return "a command is not finite"
-        limits = self.limits
-        outside = np.maximum(limits.low - path.position, path.position - limits.high) > 1e-6
+        outside = (points < limits.low - 1e-6) | (points > limits.high + 1e-6)
         if outside.any():
             return f"position limit of {limits.names[int(np.argmax(outside.any(axis=0)))]}"
-        difference = np.concatenate([path.position, path.position[-1:], path.position[-1:]])
+        points = points[np.minimum(np.arange(len(points) + 2), len(points) - 1)]
         for quantity, bound in self._differences:
-            difference = np.diff(difference, axis=0)
-            over = (np.abs(difference) > bound).any(axis=0)
+            points = points[1:] - points[:-1]
+            over = np.abs(points) > bound
             if over.any():
-                return f"{quantity} limit of {limits.names[int(np.argmax(over))]}"
+                return f"{quantity} limit of {limits.names[int(np.argmax(over.any(axis=0)))]}"
         return ""

@@ -91,7 +91,7 @@ class SafetyFilter:
         self._path: Path | None = None
         self._now: float | None = None  # of the last tick
         self._grid = 0.0  # when the path's present row was due; ticks come a little earlier or later
-        self._ahead = 2 * config.command_every + 1  # a plan outlasts the next one by some ticks, then brakes
+        self._ahead = config.command_every + 3  # a plan outlasts the next one by some ticks, then brakes
         self._timeline: Timeline | None = None
         self._deadline = np.inf  # HOLD when it passes without a new chunk
         self._chunk: tuple[str, int] | None = None

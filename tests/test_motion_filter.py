@@ -77,15 +77,19 @@ def test_every_stop_keeps_the_limits_and_ends_at_rest() -> None:
         stop = brake(Motion(np.zeros(8), velocity, acceleration), limits)
         assert (stop.duration <= limits.velocity / limits.acceleration + 2 * limits.acceleration / limits.jerk).all()
         times = np.linspace(0, stop.duration.max(), 300)
-        position, speed, bend = stop.at(times)
+        states = [stop.at(time) for time in times]
+        position, speed, bend = (
+            np.array([getattr(s, n) for s in states]) for n in ("position", "velocity", "acceleration")
+        )
+        np.testing.assert_allclose(stop.positions(times), position, atol=1e-12)
         assert (np.abs(speed) <= limits.velocity * (1 + 1e-9)).all()
         assert (np.abs(bend) <= limits.acceleration * (1 + 1e-9)).all()
         step = times[1]
         mean = (speed[1:] + speed[:-1]) / 2
         assert (np.abs(np.diff(position, axis=0) / step - mean) <= limits.acceleration * step).all()
-        before_end = stop.at(stop.duration.max() - np.array([1e-7]))
-        np.testing.assert_allclose(before_end[0][0], stop.stop, atol=1e-7)
-        np.testing.assert_allclose(before_end[1][0], 0.0, atol=1e-4)
+        before_end = stop.at(stop.duration.max() - 1e-7)
+        np.testing.assert_allclose(before_end.position, stop.stop, atol=1e-7)
+        np.testing.assert_allclose(before_end.velocity, 0.0, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -171,7 +175,7 @@ def test_the_check_sees_each_kind_of_violation() -> None:
         ([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.00045]], "jerk limit of b"),
         ([[0.0, 0.0], [np.nan, 0.0], [0.0, 0.0]], "not finite"),
     ):
-        path = Path(np.array(rows), rest.velocity, rest.acceleration)
+        path = Path(np.array(rows), rest.velocity, rest.acceleration, rest.stop)
         assert word in motion.violation(path)
     assert motion.violation(rest) == ""
 
@@ -183,7 +187,8 @@ def test_a_state_on_which_ruckig_fails_is_survived() -> None:
     position, velocity, acceleration = 0.04108333333333333, -0.1999999999999998, 20.0
     before = position - 0.01 * velocity + 0.5e-4 * acceleration
     rows = np.array([[before + (before - position) + 1e-4 * acceleration], [before], [position]])
-    path = Path(rows, np.full((3, 1), velocity), np.full((3, 1), acceleration))
+    state = Motion(rows[2], np.array([velocity]), np.array([acceleration]))
+    path = Path(rows, np.full((3, 1), velocity), np.full((3, 1), acceleration), brake(state, limits))
     after = motion.follow(path, np.array([[0.032]]))
     assert motion.violation(after) == ""
     assert after.position[3, 0] == pytest.approx(0.03975, abs=1e-5)
