@@ -17,8 +17,10 @@ from embodied.datasets.bag_types import message_type
 log = logging.getLogger(__name__)
 
 JOINT_STATE, IMAGE = "sensor_msgs/msg/JointState", "sensor_msgs/msg/Image"
+COMPRESSED_IMAGE, CAMERA_INFO = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/CameraInfo"
 JOINT_TRAJECTORY, STRING = "trajectory_msgs/msg/JointTrajectory", "std_msgs/msg/String"
 POSE_STAMPED = "geometry_msgs/msg/PoseStamped"
+PICTURES = {COMPRESSED_IMAGE: IMAGE}  # kept together
 
 
 @dataclasses.dataclass
@@ -48,9 +50,10 @@ class Bag:
         joint_states: topic -> Series of (names, position, velocity).
         trajectories: topic -> Series of (frame_id, names, last point's positions).
         poses: topic -> Series of (3,) positions [m].
-        images: topic -> Series without values.
+        images: topic -> Series without values, of Image and CompressedImage messages.
         events: topic -> Series of JSON objects, from String messages that hold one.
-        first_pictures: topic -> its first Image message.
+        calibrations: topic -> its first CameraInfo, JSON-able: size, distortion, K, R, P.
+        first_pictures: topic -> its first picture.
         complete: False when something is missing, as after a kill.
     """
 
@@ -60,6 +63,7 @@ class Bag:
     poses: dict[str, Series]
     images: dict[str, Series]
     events: dict[str, Series]
+    calibrations: dict[str, dict[str, Any]]
     first_pictures: dict[str, Message]
     complete: bool
 
@@ -83,11 +87,15 @@ def scan(recording: Recording) -> Bag:
         kind: {} for kind in (JOINT_STATE, JOINT_TRAJECTORY, POSE_STAMPED, IMAGE, STRING)
     }
     first_pictures: dict[str, Message] = {}
+    calibrations: dict[str, dict[str, Any]] = {}
     damages = []
     for item in recording.items():
         if isinstance(item, Damage):
             damages.append(item.reason)
-        elif isinstance(item, Message) and (kind := item.topic.kind) in kept:
+        elif isinstance(item, Message) and item.topic.kind == CAMERA_INFO:
+            if item.topic.name not in calibrations:
+                calibrations[item.topic.name] = _calibration(item, recording.path)
+        elif isinstance(item, Message) and (kind := PICTURES.get(item.topic.kind, item.topic.kind)) in kept:
             if kind == IMAGE:
                 first_pictures.setdefault(item.topic.name, item)
             if (row := _row(item, recording.path)) is not None:
@@ -102,6 +110,7 @@ def scan(recording: Recording) -> Bag:
         poses=series[POSE_STAMPED],
         images=series[IMAGE],
         events=series[STRING],
+        calibrations=calibrations,
         first_pictures=first_pictures,
         complete=not damages,
     )
@@ -112,7 +121,7 @@ def _row(message: Message, path: Path) -> tuple[int, int, Any] | None:
     kind = message.topic.kind
     try:
         reader = message_type(message.topic)
-        if kind == IMAGE:
+        if kind in (IMAGE, COMPRESSED_IMAGE):
             stamp = reader.header_stamp(message.data)
             return stamp or message.log_ns, message.log_ns, None
         decoded = reader.decode(message.data)
@@ -136,6 +145,16 @@ def _row(message: Message, path: Path) -> tuple[int, int, Any] | None:
     else:
         value = (decoded.header.frame_id, tuple(decoded.joint_names), np.asarray(decoded.points[-1].positions))
     return stamp or message.log_ns, message.log_ns, value
+
+
+def _calibration(message: Message, path: Path) -> dict[str, Any]:
+    try:
+        found = message_type(message.topic).decode(message.data)
+    except InputError as error:
+        raise InputError(f"{path}: {message.topic.name}: {error}.") from error
+    numbers = {key: [float(x) for x in getattr(found, key)] for key in ("d", "k", "r", "p")}
+    size = {"height": int(found.height), "width": int(found.width)}
+    return {"frame_id": str(found.header.frame_id), **size, "distortion_model": str(found.distortion_model), **numbers}
 
 
 def _series(rows: list[tuple[int, int, Any]]) -> Series:

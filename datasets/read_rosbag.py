@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from embodied.contracts.errors import ConfigError, InputError
-from embodied.datasets.bag_contract import contract_source, find_contract
+from embodied.datasets.bag_contract import contract_source
 from embodied.datasets.bag_files import ROSBAG2, find_recordings, looks_like
+from embodied.datasets.bag_meaning import find_contract
 from embodied.datasets.bag_source import find_mapping, mapped_source, refusal
 from embodied.datasets.source import Source, check_options
 

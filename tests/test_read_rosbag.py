@@ -13,6 +13,7 @@ from bag_samples import write_db3
 
 from embodied.contracts.errors import ConfigError, InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec
+from embodied.datasets import read_rosbag
 from embodied.datasets.bag import scan
 from embodied.datasets.bag_files import ROSBAG2, find_recordings
 from embodied.datasets.importer import import_dataset, recognise
@@ -66,10 +67,22 @@ def targets_of(actions: np.ndarray) -> np.ndarray:
 
 
 def record(
-    folder: Path, *, actions=ACTIONS, contract=CONTRACT, chunks=True, success=True, skip_chunk=None, seconds=None
+    folder: Path,
+    *,
+    actions=ACTIONS,
+    contract=CONTRACT,
+    chunks=True,
+    success=True,
+    skip_chunk=None,
+    seconds=None,
+    own_gripper=False,
+    about=None,
+    prefix="",
+    silent=(),
 ):
     """What the bridge's recorder writes: joints at 100 Hz in another order, pictures at 10 Hz, commands at 50 Hz."""
-    writer = BagWriter(folder, {"embodied_contract": contract} if contract else None)
+    metadata = {"embodied_contract": contract} if contract else {}
+    writer = BagWriter(folder, metadata | ({"embodied_recording": about} if about else {}))
     targets = targets_of(actions)
     steps = len(actions)
     rows = []
@@ -79,7 +92,14 @@ def record(
         now = np.clip(k * 0.01 / DT, 0, steps)
         value = np.array([np.interp(now, np.arange(steps + 1), targets[:, j]) for j in range(3)])
         names, order = ("finger", "b", "wheel", "a"), [2, 1, 2, 0]
-        rows.append((stamp, "/joint_states", messages.joint_state(stamp, names, value[order], np.zeros(4))))
+        if own_gripper:  # a driver of its own, at 20 Hz; the arm's sends no velocities
+            names, order = ("b", "a"), [1, 0]
+            if k % 5 == 0:
+                data = messages.joint_state(stamp, ("finger",), value[2:], np.array([0.0]))
+                rows.append((stamp, "/gripper/joint_states", data))
+        if k not in silent:
+            velocity = np.zeros(0 if own_gripper else 4)
+            rows.append((stamp, "/joint_states", messages.joint_state(stamp, names, value[order], velocity)))
         if k % 10 == 0:
             for camera, tone in (("wrist", 0), ("side", 100)):
                 picture = np.full((4, 6, 3), max(0, tone + k // 10), np.uint8)
@@ -98,7 +118,7 @@ def record(
             share = (part + 1) / 5
             point = targets[k] + share * (targets[k + 1] - targets[k])
             at = stamp + LATENCY + 2_000_000 + part * 20_000_000
-            sent = Trajectory(at, frame, JOINTS, np.array([0.02]), point[None])
+            sent = Trajectory(at, prefix + frame, JOINTS, np.array([0.02]), point[None])
             rows.append((at, "/bridge/command", messages.joint_trajectory(sent)))
     rows.append(
         (T0 - 200_000_000, "/bridge/event", messages.json_string({"event": "episode_start", "instruction": "lift"}))
@@ -107,6 +127,7 @@ def record(
     rows.append((T0 + round(duration * 1e9), "/bridge/event", messages.json_string(end)))
     kinds = {
         "/joint_states": messages.JOINT_STATE,
+        "/gripper/joint_states": messages.JOINT_STATE,
         "/bridge/event": messages.STRING,
         "/sim/pose/cube": messages.POSE_STAMPED,
     }
@@ -238,10 +259,80 @@ def test_a_bag_without_commands_or_camera_is_refused_by_name(tmp_path):
         import_dataset(record(tmp_path / "joints", contract=other), tmp_path / "s")
 
 
+def test_a_gripper_with_a_driver_of_its_own(tmp_path):
+    store = import_dataset(record(tmp_path / "e", own_gripper=True), tmp_path / "s")
+    check_first_episode(store)
+    np.testing.assert_allclose(store.read("observation/age_joints", 0, 6), 0.0, atol=1e-6)  # 50 ms divide 100 ms
+    spec = CONTRACT["observations"][0] | {"key": "joint_velocity"}
+    contract = CONTRACT | {"observations": [*CONTRACT["observations"], spec]}
+    episode = import_dataset(record(tmp_path / "v", own_gripper=True, contract=contract), tmp_path / "t").episode(0)
+    assert not episode.observations["joint_velocity"].any()  # none were sent
+
+
+@pytest.mark.parametrize("mode", ["joint_position", "joint_velocity", "joint_position_delta"])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_actions_are_what_was_executed_in_every_control_mode(tmp_path, mode, scaled):
+    """The bridge's own arithmetic gives the recorded targets back from the imported actions."""
+    from embodied.robot_bridge.actions import Targets
+    from embodied.robot_bridge.limits import Limits
+    from embodied.robot_bridge.profile import Gripper, Profile
+
+    scale = {"joint_position": [3.0] * 3, "joint_velocity": [2.0, 2.0, 0.04]}.get(mode, SCALE.tolist())
+    if not scaled and mode != "joint_position":
+        scale = [1.0, 1.0, 1.0]
+    action = CONTRACT["action"] | {"control_mode": mode, "scale": scale if scaled else []}
+    store = import_dataset(record(tmp_path / "e", contract=CONTRACT | {"action": action}), tmp_path / "s")
+    assert store.spec.action is not None
+    assert store.spec.action.control_mode == mode
+    imported = store.read("action", 0, 5).astype(float)
+    if not scaled and mode != "joint_position":
+        imported[:, 2] = np.sign(imported[:, 2])
+
+    class Given:
+        action_spec, control_dt = store.spec.action, DT
+
+    wide = np.full(3, 10.0)
+    limits = Limits(JOINTS, np.array([-10, -10, 0.0]), np.array([10, 10, 0.08]), wide, wide, wide, wide)
+    profile = Profile("p", JOINTS[:2], gripper=Gripper("finger", open=0.08, closed=0.0))
+    bridge = Targets(Given(), profile, limits)  # type: ignore[arg-type]
+    bridge.start(START)
+    wanted = targets_of(ACTIONS)
+    for k in range(5):
+        after = bridge.apply(imported[k : k + 1], wanted[k])[0]
+        columns = 3 if scaled or mode == "joint_position" else 2  # without a scale a gripper's step has no size
+        np.testing.assert_allclose(after[:columns], wanted[k + 1, :columns], atol=1e-6)
+        bridge.start(wanted[k + 1])
+
+
+def test_end_effector_actions_are_refused_with_the_modes_that_are_read(tmp_path):
+    contract = CONTRACT | {"action": CONTRACT["action"] | {"control_mode": "end_effector_delta"}}
+    with pytest.raises(InputError, match="joint_position_delta, joint_position, joint_velocity"):
+        import_dataset(record(tmp_path / "e", contract=contract), tmp_path / "s")
+
+
+def test_steps_with_a_stale_source_are_none_and_ages_are_kept(tmp_path):
+    silent = range(15, 35)  # nothing of the joints from 0.15 s to 0.34 s
+    about = {"robot": "two", "max_age_s": {"joint_states": 0.12, "images": 0.15}, "limits_sha256": "f00"}
+    store = import_dataset(record(tmp_path / "e", silent=silent, about=about), tmp_path / "s")
+    np.testing.assert_allclose(store.read("observation/age_joints", 0, 6), [0, 0, 0.06, 0.16, 0, 0], atol=1e-6)
+    assert store.read("step_valid").tolist() == [True, True, True, False, True, False]
+    assert store.spec.observations["age_wrist"].privileged
+    attributes = read_rosbag.read(tmp_path / "e", {}).attributes
+    assert attributes["max_age_s"] == {"joints": 0.12, "side": 0.15, "wrist": 0.15}
+    assert attributes["recording"] == about
+    again = import_dataset(record(tmp_path / "f", silent=silent), tmp_path / "t")  # 0.3 s, where nothing is said
+    assert again.read("step_valid").tolist() == [True] * 5 + [False]
+
+
+def test_a_shadow_run_is_refused_since_nothing_was_executed(tmp_path):
+    with pytest.raises(InputError, match="shadow run"):
+        import_dataset(record(tmp_path / "e", prefix="shadow:"), tmp_path / "s")
+
+
 @pytest.mark.skipif(not DATA.exists(), reason="real data in ../shared/data is absent")
 def test_foreign_bags_are_scanned_with_independent_counts():
     folder = DATA / "rosbag2-sensor-zoo"
     bags = [scan(recording) for recording in find_recordings(folder, ROSBAG2)]
     assert len(bags) == 1
     assert sum(len(s.values) for bag in bags for s in bag.joint_states.values()) == 15
-    assert sum(len(s.values) for bag in bags for s in bag.images.values()) == 1
+    assert sum(len(s.values) for bag in bags for s in bag.images.values()) == 2  # one Image, one CompressedImage
