@@ -247,7 +247,8 @@ class TransportConformance:
         def known() -> bool:
             graph = viewer.graph()
             mine = [end for end in graph.endpoints if end.node == "/left/arm"]
-            return {"/left/arm", "/viewer"} <= set(graph.nodes) and len(mine) >= 2 and bool(graph.services)
+            served = "/left/arm/stop" in [service.name for service in graph.services]
+            return {"/left/arm", "/viewer"} <= set(graph.nodes) and len(mine) >= 2 and served
 
         assert wait(known)
         graph = viewer.graph()

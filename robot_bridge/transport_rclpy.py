@@ -1,0 +1,448 @@
+"""A sourced ROS 2 installation as a transport: Humble to the newest, whatever its middleware.
+
+rclpy is used as a carrier of bytes: publishers take serialized samples, subscriptions are raw, and requests pass
+through its serializer. So messages, safety and recorder are the same as over Cyclone DDS, and services work with every
+middleware, rmw_fastrtps included. rclpy is no package of PyPI; it comes with ROS 2 and is imported in here only.
+"""
+
+# pyright: reportMissingImports=false
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from embodied.contracts.errors import ConfigError, InputError, TransportError
+from embodied.robot_bridge import messages, parameters
+from embodied.robot_bridge.dds_domain import MAX_DOMAIN, configuration, default_domain
+from embodied.robot_bridge.qos import KEEP_ALL, SERVICES, QosProfile, incompatibility
+from embodied.robot_bridge.transport import Endpoint, Graph, Service, full_name, mismatch, resolve
+
+log = logging.getLogger(__name__)
+Callback = Callable[[bytes, int], None]
+Handler = Callable[[bytes], bytes]
+
+NO_NODE = "_NODE_NAME_UNKNOWN_", "_CREATED_BY_BARE_DDS_APP_"  # what rclpy calls the owner of a bare endpoint
+# Configuration files by which Fast DDS could reach further than this host.
+FAST_DDS_FILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+
+
+class _Unanswered(Exception):
+    """Ends a request whose handler failed, so that its client gets no answer rather than a wrong one."""
+
+
+def _import_rclpy() -> Any:
+    try:
+        return importlib.import_module("rclpy")
+    except ImportError as error:
+        raise ConfigError(
+            f"transport 'rclpy' needs a sourced ROS 2 installation; this Python cannot import rclpy ({error}).\n"
+            "Source it (source /opt/ros/<distro>/setup.bash) and use its Python, or pass --transport dds."
+        ) from None
+
+
+def _interface(name: str) -> Any:
+    """The class of a message or service type, also of the messages and services within an action."""
+    package, kind, rest = name.split("/")
+    try:
+        module = importlib.import_module(f"{package}.{kind}")
+    except ImportError:
+        distro = os.environ.get("ROS_DISTRO", "<distro>")
+        raise ConfigError(
+            f"{name}: the sourced ROS 2 installation has no package '{package}'.\n"
+            f"Install it: sudo apt-get install ros-{distro}-{package.replace('_', '-')}"
+        ) from None
+    if kind != "action":
+        found = getattr(module, rest, None)
+    else:
+        action, _, part = rest.rpartition("_")
+        inside = getattr(getattr(module, action, None), "Impl", None)
+        found = getattr(inside, part if part == "FeedbackMessage" else f"{part}Service", None)
+    if found is None:
+        raise ConfigError(f"{name}: the sourced ROS 2 installation has no such type.")
+    return found
+
+
+def to_ros(qos: QosProfile) -> Any:
+    """rclpy's profile of ours. Raises ConfigError for a representation that ROS 2 does not write."""
+    from rclpy.duration import Duration
+    from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
+
+    if "xcdr1" not in qos.representations:
+        raise ConfigError("a ROS 2 node writes and reads xcdr1; for anything else use the transport 'dds'.")
+    settings: dict[str, Any] = {}
+    if not math.isinf(qos.deadline_s):
+        settings["deadline"] = Duration(nanoseconds=round(qos.deadline_s * 1e9))
+    if not math.isinf(qos.lease_s):
+        settings["liveliness_lease_duration"] = Duration(nanoseconds=round(qos.lease_s * 1e9))
+    if qos.manual_liveliness:
+        settings["liveliness"] = LivelinessPolicy.MANUAL_BY_TOPIC
+    return QoSProfile(
+        history=HistoryPolicy.KEEP_ALL if qos.depth == KEEP_ALL else HistoryPolicy.KEEP_LAST,
+        depth=qos.depth,
+        reliability=ReliabilityPolicy.RELIABLE if qos.reliable else ReliabilityPolicy.BEST_EFFORT,
+        durability=DurabilityPolicy.TRANSIENT_LOCAL if qos.latched else DurabilityPolicy.VOLATILE,
+        **settings,
+    )
+
+
+def from_ros(profile: Any) -> QosProfile:
+    """Our profile of a discovered endpoint's; the depth is not discovered by every middleware and then 1."""
+    from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, ReliabilityPolicy
+
+    def seconds(duration: Any) -> float:
+        return duration.nanoseconds * 1e-9 if 0 < duration.nanoseconds < 2**63 - 1 else math.inf
+
+    return QosProfile(
+        depth=KEEP_ALL if profile.history == HistoryPolicy.KEEP_ALL else max(1, profile.depth),
+        reliable=profile.reliability == ReliabilityPolicy.RELIABLE,
+        latched=profile.durability == DurabilityPolicy.TRANSIENT_LOCAL,
+        deadline_s=seconds(profile.deadline),
+        manual_liveliness=profile.liveliness == LivelinessPolicy.MANUAL_BY_TOPIC,
+        lease_s=seconds(profile.liveliness_lease_duration),
+    )
+
+
+def _environment(discovery: str) -> dict[str, str | None]:
+    """What ROS 2 must find in its environment to stay on this host; None: must not find. Nothing for `subnet`."""
+    cyclone = configuration(discovery, os.environ)  # refuses what is no setting of ROS 2, and says what it leaves out
+    if discovery == "subnet":
+        return {}
+    changes: dict[str, str | None] = {"CYCLONEDDS_URI": cyclone, "ROS_STATIC_PEERS": None}
+    if importlib.util.find_spec("rclpy.event_handler"):
+        wanted = "OFF" if os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "").upper() == "OFF" else "LOCALHOST"
+        changes |= {"ROS_AUTOMATIC_DISCOVERY_RANGE": wanted, "ROS_LOCALHOST_ONLY": None}
+    else:  # Humble
+        changes["ROS_LOCALHOST_ONLY"] = "1"
+    for name in FAST_DDS_FILES:
+        if os.environ.get(name):
+            log.warning("%s: not used, since this process stays on this host; --discovery subnet would use it.", name)
+            changes[name] = None
+    return changes
+
+
+@contextlib.contextmanager
+def _environment_of(discovery: str) -> Iterator[None]:
+    """ROS 2 reads its discovery settings from the environment, while the node is made."""
+    changes = _environment(discovery)
+    before = {name: os.environ.get(name) for name in changes}
+
+    def put(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    put(changes)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+class RclpyPublisher:
+    """One publisher; `matched` counts the subscriptions it reaches."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.topic, self.endpoint, self.incompatible, self.entity = endpoint.topic, endpoint, "", None
+
+    @property
+    def matched(self) -> int:
+        return self.entity.get_subscription_count()  # type: ignore[union-attr]
+
+    def write(self, data: bytes) -> None:
+        """Send CDR bytes. Raises TransportError if they are no sample of the topic's type."""
+        try:
+            messages.decode(data, self.endpoint.message_type)  # the middleware would send anything
+        except InputError as error:
+            raise TransportError(f"{self.topic}: refused a sample of {error}") from None
+        self.entity.publish(data)  # type: ignore[union-attr]
+
+
+class RclpySubscriber:
+    """One subscription; `matched` counts the publishers that reach it."""
+
+    def __init__(self, endpoint: Endpoint, callback: Callback, offers: Callable[[str], list[QosProfile]]) -> None:
+        self.topic, self.endpoint, self.incompatible, self.entity = endpoint.topic, endpoint, "", None
+        self._callback, self._offers = callback, offers
+
+    @property
+    def matched(self) -> int:
+        if hasattr(self.entity, "get_publisher_count"):
+            return self.entity.get_publisher_count()  # type: ignore[union-attr]
+        return sum(not incompatibility(offer, self.endpoint.qos) for offer in self._offers(self.topic))  # Humble
+
+    def receive(self, data: bytes) -> None:
+        received = time.monotonic_ns()
+        try:
+            self._callback(data, received)
+        except Exception:
+            log.exception("callback of %s", self.topic)
+
+
+class _Worker:
+    """Answers the requests of one service on a thread of its own, while the node's thread goes on."""
+
+    def __init__(self, name: str, service_type: str, handler: Handler, new_future: Callable[[], Any]) -> None:
+        self._name, self._type, self._handler, self._new_future = name, service_type, handler, new_future
+        self._waiting: queue.SimpleQueue[tuple[Any, Any] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name=f"service {name}", daemon=True)
+        self._thread.start()
+
+    async def answer(self, request: Any, _: Any) -> Any:
+        """rclpy's callback of the service."""
+        future = self._new_future()
+        self._waiting.put((request, future))
+        response = await future
+        if response is None:
+            raise _Unanswered
+        return response
+
+    def _work(self) -> None:
+        from rclpy.serialization import deserialize_message, serialize_message
+
+        response_class = _interface(self._type).Response
+        while (work := self._waiting.get()) is not None:
+            request, future = work
+            response = None
+            try:
+                data = self._handler(bytes(serialize_message(request)))
+                messages.decode(data, f"{self._type}_Response")
+                response = deserialize_message(data, response_class)
+            except Exception:
+                log.exception("handler of %s", self._name)
+            future.set_result(response)
+            future.wake()
+
+    def end(self) -> None:
+        self._waiting.put(None)
+
+
+class RclpyTransport:
+    """One node of a ROS 2 installation; the interface of `embodied.contracts.protocols.Transport`.
+
+    The node spins on a thread of its own; callbacks run there: enqueue only.
+
+    Args:
+        node: node name as `ros2 node list` shows it.
+        domain: ROS domain, 0 to 232; None takes ROS_DOMAIN_ID.
+        discovery: `localhost` (nothing leaves the host) or `subnet` (as the ROS environment says).
+    """
+
+    services = True
+
+    def __init__(
+        self, node: str, domain: int | None = None, discovery: str = "localhost", namespace: str = "/"
+    ) -> None:
+        self.full_name = full_name(node, namespace)
+        self.node, self.namespace = node, namespace
+        self.domain = default_domain() if domain is None else domain
+        if not 0 <= self.domain <= MAX_DOMAIN:
+            raise ConfigError(f"ROS domain {self.domain} is out of range; it must be from 0 to {MAX_DOMAIN}.")
+        rclpy = _import_rclpy()
+        from rclpy.callback_groups import ReentrantCallbackGroup
+        from rclpy.executors import SingleThreadedExecutor
+        from rclpy.signals import SignalHandlerOptions
+
+        self._context = rclpy.context.Context()
+        with _environment_of(discovery):
+            # Neither the command line nor SIGINT is rclpy's: the process parses its flags and ends in its own order.
+            no_signals = SignalHandlerOptions.NO
+            rclpy.init(args=[], context=self._context, domain_id=self.domain, signal_handler_options=no_signals)
+            self._ros = rclpy.create_node(
+                node,
+                context=self._context,
+                namespace=namespace,
+                use_global_arguments=False,
+                start_parameter_services=False,  # ours, `parameters`, are the same over every transport
+            )
+        self._publishers: list[RclpyPublisher] = []
+        self._subscribers: list[RclpySubscriber] = []
+        self._workers: list[_Worker] = []
+        self._clients: dict[tuple[str, str], Any] = {}
+        self._lock, self._closing = threading.Lock(), False
+        self._replies = ReentrantCallbackGroup()
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._ros)
+        self._thread = threading.Thread(target=self._spin, name=f"rclpy-{node}", daemon=True)
+        self._thread.start()
+
+    def _spin(self) -> None:
+        while not self._closing:
+            try:
+                self._executor.spin_once()
+            except _Unanswered:
+                continue
+            except Exception:
+                if not self._closing:
+                    log.exception("node %s", self.full_name)
+                    time.sleep(0.01)
+
+    def _endpoint(self, topic: str, message_type: str, publishes: bool, qos: QosProfile) -> Endpoint:
+        name = resolve(topic, self.node, self.namespace)
+        messages.message_class(message_type)  # says which name is wrong
+        return Endpoint(name, message_type, self.full_name, publishes, qos, messages.type_hash(message_type))
+
+    def publisher(self, topic: str, message_type: str, qos: QosProfile) -> RclpyPublisher:
+        publisher = RclpyPublisher(self._endpoint(topic, message_type, True, qos))
+        publisher.entity = self._ros.create_publisher(
+            _interface(message_type), publisher.topic, to_ros(qos), event_callbacks=_events(publisher)
+        )
+        self._publishers.append(publisher)
+        return publisher
+
+    def subscriber(self, topic: str, message_type: str, qos: QosProfile, callback: Callback) -> RclpySubscriber:
+        subscriber = RclpySubscriber(self._endpoint(topic, message_type, False, qos), callback, self._offers)
+        subscriber.entity = self._ros.create_subscription(
+            _interface(message_type),
+            subscriber.topic,
+            subscriber.receive,
+            to_ros(qos),
+            raw=True,
+            event_callbacks=_events(subscriber),
+        )
+        self._subscribers.append(subscriber)
+        return subscriber
+
+    def _offers(self, topic: str) -> list[QosProfile]:
+        return [from_ros(info.qos_profile) for info in self._ros.get_publishers_info_by_topic(topic)]
+
+    def service(self, name: str, service_type: str, handler: Handler) -> None:
+        from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
+        from rclpy.task import Future
+
+        messages.message_class(f"{service_type}_Request")
+        name = resolve(name, self.node, self.namespace)
+
+        def new_future() -> Any:
+            future = Future(executor=self._executor)
+            future.wake = self._executor.wake
+            return future
+
+        worker = _Worker(name, service_type, handler, new_future)
+        self._workers.append(worker)
+        # A group of its own: one request at a time, and what waits for its answer holds nothing else up.
+        group = MutuallyExclusiveCallbackGroup()
+        kind = _interface(service_type)
+        self._ros.create_service(kind, name, worker.answer, qos_profile=to_ros(SERVICES), callback_group=group)
+
+    def call(self, name: str, service_type: str, request: bytes, timeout_s: float) -> bytes:
+        from rclpy.serialization import deserialize_message, serialize_message
+
+        deadline = time.monotonic() + timeout_s
+        name = resolve(name, self.node, self.namespace)
+        messages.message_class(f"{service_type}_Request")  # says which name is wrong
+        messages.decode(request, f"{service_type}_Request")
+        kind = _interface(service_type)
+        with self._lock:
+            if (name, service_type) not in self._clients:
+                qos, group = to_ros(SERVICES), self._replies
+                client = self._ros.create_client(kind, name, qos_profile=qos, callback_group=group)
+                self._clients[name, service_type] = client
+            client = self._clients[name, service_type]
+        while not client.service_is_ready():
+            if time.monotonic() > deadline:
+                raise TransportError(f"{name}: no node serves {service_type}.")
+            time.sleep(0.002)
+        answered = threading.Event()
+        future = client.call_async(deserialize_message(request, kind.Request))
+        future.add_done_callback(lambda _: answered.set())
+        if not answered.wait(max(0.0, deadline - time.monotonic())):
+            client.remove_pending_request(future)
+            raise TransportError(f"{name}: no answer within {timeout_s:g} s.")
+        return bytes(serialize_message(future.result()))
+
+    def parameters(self, values: Mapping[str, Any], on_set: parameters.OnSet | None = None) -> Mapping[str, Any]:
+        return parameters.serve(self, values, on_set)
+
+    def graph(self) -> Graph:
+        named = [(name, space) for name, space in self._ros.get_node_names_and_namespaces() if name not in NO_NODE]
+        ends: list[Endpoint] = []
+        for topic, _ in self._ros.get_topic_names_and_types():
+            ends += [_endpoint_of(topic, info, True) for info in self._ros.get_publishers_info_by_topic(topic)]
+            ends += [_endpoint_of(topic, info, False) for info in self._ros.get_subscriptions_info_by_topic(topic)]
+        offered = [s for name, space in sorted(set(named)) for s in self._services_of(name, space)]
+        nodes = sorted(_join(name, space) for name, space in named)
+        return Graph(tuple(nodes), tuple(ends), tuple(offered))
+
+    def _services_of(self, name: str, namespace: str) -> list[Service]:
+        from rclpy.node import NodeNameNonExistentError
+
+        try:
+            found = self._ros.get_service_names_and_types_by_node(name, namespace)
+        except NodeNameNonExistentError:  # gone since it was listed
+            return []
+        return [Service(service, kind, _join(name, namespace)) for service, kinds in found for kind in kinds]
+
+    def problems(self) -> list[str]:
+        if self._closing:
+            return []
+        ends = self.graph().endpoints
+        found: list[str] = []
+        for mine in (*self._publishers, *self._subscribers):
+            others = [e for e in ends if e.topic == mine.topic and e.publishes != mine.endpoint.publishes]
+            pairs = [(mine.endpoint, other) if mine.endpoint.publishes else (other, mine.endpoint) for other in others]
+            reasons = [_reason(*pair) for pair in pairs]
+            found += [mismatch(*pair, reason) for pair, reason in zip(pairs, reasons, strict=True) if reason]
+            if mine.incompatible and reasons.count("") > mine.matched:
+                # The graph names no cause; the middleware counted one.
+                found.append(f"{mine.topic}: another endpoint does not match in its {mine.incompatible}")
+        return list(dict.fromkeys(found))
+
+    def close(self) -> None:
+        """Leave the graph; peers notice at once."""
+        if self._closing:
+            return
+        self._closing = True
+        self._executor.shutdown(timeout_sec=3)
+        self._thread.join(timeout=3)
+        for worker in self._workers:
+            worker.end()
+        self._ros.destroy_node()
+        self._context.try_shutdown()
+
+
+def _events(end: RclpyPublisher | RclpySubscriber) -> Any:
+    """Callbacks that note over which policy a peer of `end` was refused."""
+    from rclpy.qos import qos_policy_name_from_kind
+
+    def refused(event: Any) -> None:
+        end.incompatible = qos_policy_name_from_kind(event.last_policy_kind).lower().removesuffix("_qos_policy")
+
+    try:
+        from rclpy import event_handler as events
+    except ImportError:  # Humble
+        from rclpy import qos_event as events
+    publishes = isinstance(end, RclpyPublisher)
+    kind = events.PublisherEventCallbacks if publishes else events.SubscriptionEventCallbacks
+    return kind(incompatible_qos=refused, use_default_callbacks=False)
+
+
+def _join(name: str, namespace: str) -> str:
+    return f"{namespace.rstrip('/')}/{name}"
+
+
+def _endpoint_of(topic: str, info: Any, publishes: bool) -> Endpoint:
+    node = "" if info.node_name in NO_NODE else _join(info.node_name, info.node_namespace)
+    type_hash = str(getattr(info, "topic_type_hash", ""))
+    return Endpoint(
+        topic,
+        info.topic_type,
+        node,
+        publishes,
+        from_ros(info.qos_profile),
+        type_hash if type_hash.startswith("RIHS01_") else "",
+    )
+
+
+def _reason(publisher: Endpoint, subscription: Endpoint) -> str:
+    if publisher.message_type != subscription.message_type:
+        return f"the publisher sends {publisher.message_type}, the subscription expects {subscription.message_type}"
+    return incompatibility(publisher.qos, subscription.qos)
