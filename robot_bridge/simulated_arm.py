@@ -9,6 +9,7 @@ from embodied.contracts.errors import ConfigError, InputError, MissingExtraError
 from embodied.robot_bridge.scene import Scene, SceneState
 
 CONTROL_DT = 0.004  # controllers write to the actuators this often, or faster for a higher state rate [s]
+_IMMOVABLE = 1e9  # inertia of a joint that an obstacle holds [kg·m²]
 
 
 def load_mujoco() -> Any:
@@ -60,6 +61,7 @@ class SimulatedArm:
         self._substeps = max(1, int(control_dt / self.model.opt.timestep + 1e-9))
         self.control_dt = self._substeps * self.model.opt.timestep
         self._locked: dict[str, float] = {}
+        self._armature = self.model.dof_armature.copy()
         self.reset(scene.initial)
 
     def _map_joints(self, joints: list, actuators: list[int], fingers: list, grips: list) -> None:
@@ -130,11 +132,14 @@ class SimulatedArm:
         for name in names:
             self._dof(name)
         self._locked = {name: float(self.data.qpos[self._qpos_of[name]]) for name in names}
+        # So heavy that its motor's pull does not shake the other joints either.
+        self.model.dof_armature[[self._dof_of[name] for name in names]] = _IMMOVABLE
 
     def release(self) -> None:
         """Nothing touches the arm any more."""
         self.data.qfrc_applied[:] = 0.0
         self._locked = {}
+        self.model.dof_armature[:] = self._armature
 
     def _dof(self, joint: str) -> int:
         if joint not in self._dof_of:

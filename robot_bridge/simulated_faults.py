@@ -41,6 +41,8 @@ FAULTS: dict[str, dict[str, Any]] = {
     "reject_commands": {},
     "contact": {"joint": "", "torque": None},
 }
+# Smallest and largest value of a number, by parameter or by fault and parameter.
+BOUNDS = {"probability": (0.0, 1.0), "for_s": (0.0, 1e6), "delay seconds": (0.0, 60.0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +72,9 @@ def read_fault(wish: Mapping[str, Any], now: float, joints: Sequence[str]) -> Fa
         wanted = str if isinstance(known[key], str) else (int, float)
         if not isinstance(value, wanted) or isinstance(value, bool):
             raise InputError(f"fault {name}: '{key}' is {value!r}")
+        low, high = BOUNDS.get(key, BOUNDS.get(f"{name} {key}", (-1e6, 1e6)))
+        if not isinstance(value, str) and not low <= value <= high:
+            raise InputError(f"fault {name}: '{key}' is {value}; it must lie between {low:g} and {high:g}")
     values = known | {key: value for key, value in wish.items() if key != "fault"}
     if values.get("joint") and values["joint"] not in joints:
         raise InputError(f"fault {name}: '{values['joint']}' is no joint.{suggest(values['joint'], joints)}")

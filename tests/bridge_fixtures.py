@@ -10,7 +10,14 @@ import yaml
 from embodied.contracts.specs import ActionSpec, ArraySpec
 from embodied.policies.bundle import PolicyContract, save_policy
 from embodied.policies.networks import Actor, EncoderConfig, ImageEncoder, generators
+from embodied.robot_bridge import messages
+from embodied.robot_bridge.mujoco_robot import MujocoRobot
 from embodied.robot_bridge.profile import Profile, load_profile
+from embodied.robot_bridge.qos import COMMAND, DEFAULT, LATCHED, LATEST, SENSOR_DATA, QosProfile
+from embodied.robot_bridge.robot_options import RobotOptions
+from embodied.robot_bridge.scene import load_scene
+from embodied.robot_bridge.simulated_arm import SimulatedArm
+from embodied.robot_bridge.transport_memory import MemoryBus, MemoryTransport
 
 JOINTS = ("shoulder", "elbow", "finger")
 
@@ -148,3 +155,55 @@ class Clock:
     def stamp(self) -> int:
         """System clock [ns]: another epoch, as on a real host."""
         return round((self.seconds + 1.7e9) * 1e9)
+
+
+class RobotRig:
+    """A robot on a memory bus under virtual time; `scene` and the other changes are keys of scene.json and profile."""
+
+    def __init__(
+        self, folder: Path, options: RobotOptions | None = None, scene: dict | None = None, **changes: object
+    ) -> None:
+        self.clock = Clock()
+        self.bus = MemoryBus(self.clock.monotonic_ns)
+        profile = tiny_profile(folder, **changes)
+        self.arm = SimulatedArm(load_scene(write_scene(folder, **(scene or {}))))
+        self.transport = MemoryTransport(self.bus, "mujoco_robot")
+        clocks = (self.clock.monotonic, self.clock.stamp)
+        self.robot = MujocoRobot(self.arm, profile, self.transport, *clocks, options)
+        self.seen: dict[str, list[bytes]] = {}
+        peer = self.peer = MemoryTransport(self.bus)
+        for topic, kind, qos in (
+            ("/joint_states", messages.JOINT_STATE, LATEST),
+            ("/camera/eye/image_raw", messages.IMAGE, SENSOR_DATA),
+            ("/sim/pose/cube", messages.POSE_STAMPED, LATEST),
+            ("/sim/pose/tip", messages.POSE_STAMPED, LATEST),
+            ("/sim/status", messages.STRING, LATCHED),
+        ):
+            self.listen(topic, kind, qos)
+        self.command = peer.publisher(profile.topics.command, messages.JOINT_TRAJECTORY, COMMAND)
+        self.array = peer.publisher(profile.topics.command, messages.FLOAT_ARRAY, COMMAND)
+        self.twist = peer.publisher(profile.topics.command, messages.TWIST_STAMPED, COMMAND)
+        self.reset = peer.publisher("/sim/reset", messages.STRING, DEFAULT)
+        self.fault = peer.publisher("/sim/fault", messages.STRING, DEFAULT)
+
+    def listen(self, topic: str, kind: str, qos: QosProfile = LATEST) -> list[bytes]:
+        seen = self.seen[topic] = []
+        self.peer.subscriber(topic, kind, qos, lambda data, _: seen.append(data))
+        return seen
+
+    def run(self, ticks: int) -> None:
+        for _ in range(ticks):
+            self.clock.seconds += 0.01
+            self.robot.tick()
+
+    def states(self) -> list[messages.JointSample]:
+        return [messages.read_joint_state(data) for data in self.seen["/joint_states"]]
+
+    def move(self, target: list[float], seconds: float, names: tuple[str, ...] = JOINTS) -> None:
+        rows, rest = np.array([target], float), np.zeros((1, len(names)))
+        self.command.write(
+            messages.joint_trajectory(messages.Trajectory(0, "", names, np.array([seconds]), rows, rest))
+        )
+
+    def inject(self, fault: str, **values: object) -> None:
+        self.fault.write(messages.json_string({"fault": fault, **values}))

@@ -1,4 +1,4 @@
-"""The simulated robot publishes, takes commands and shows faults as a ros2_control arm does."""
+"""The simulated robot takes commands as a ros2_control arm does, whichever controller it runs."""
 
 import json
 import sys
@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from bridge_fixtures import CUBE_QPOS, JOINTS, Clock, tiny_profile, write_scene
+from bridge_fixtures import CUBE_QPOS, JOINTS, RobotRig, write_scene
 
 from embodied.contracts.errors import ConfigError, InputError
 from embodied.robot_bridge import messages as m
-from embodied.robot_bridge.mujoco_robot import MujocoRobot
-from embodied.robot_bridge.qos import COMMAND, DEFAULT, LATCHED, LATEST, SENSOR_DATA, QosProfile
-from embodied.robot_bridge.robot_options import RobotOptions
+from embodied.robot_bridge.adapter_gripper import gripper_goal
+from embodied.robot_bridge.command_messages import Twist, float_array, twist_stamped
+from embodied.robot_bridge.gripper_controller import ACTION
+from embodied.robot_bridge.mujoco_robot import parser, read_options
+from embodied.robot_bridge.qos import COMMAND
 from embodied.robot_bridge.scene import SceneState, load_scene
 from embodied.robot_bridge.simulated_arm import SimulatedArm
-from embodied.robot_bridge.transport_memory import MemoryBus, MemoryTransport
 
 
 @pytest.mark.parametrize(
@@ -62,57 +63,12 @@ def test_arm_reads_the_gripper_as_one_joint_and_holds_its_start(tmp_path: Path) 
         arm.reset(SceneState((1.0, 2.0, 3.0)))
 
 
-class Rig:
-    """A robot on a memory bus under virtual time."""
-
-    def __init__(self, folder: Path, options: RobotOptions | None = None, **changes: object) -> None:
-        self.clock = Clock()
-        self.bus = MemoryBus(self.clock.monotonic_ns)
-        profile = tiny_profile(folder, **changes)
-        self.arm = SimulatedArm(load_scene(write_scene(folder)))
-        transport = MemoryTransport(self.bus)
-        self.robot = MujocoRobot(self.arm, profile, transport, self.clock.monotonic, self.clock.stamp, options)
-        self.seen: dict[str, list[bytes]] = {}
-        peer = self._peer = MemoryTransport(self.bus)
-        for topic, kind, qos in (
-            ("/joint_states", m.JOINT_STATE, LATEST),
-            ("/camera/eye/image_raw", m.IMAGE, SENSOR_DATA),
-            ("/sim/pose/cube", m.POSE_STAMPED, LATEST),
-            ("/sim/pose/tip", m.POSE_STAMPED, LATEST),
-            ("/sim/status", m.STRING, LATCHED),
-        ):
-            self.listen(topic, kind, qos)
-        self.command = peer.publisher(profile.topics.command, m.JOINT_TRAJECTORY, COMMAND)
-        self.reset = peer.publisher("/sim/reset", m.STRING, DEFAULT)
-        self.fault = peer.publisher("/sim/fault", m.STRING, DEFAULT)
-
-    def listen(self, topic: str, kind: str, qos: QosProfile = LATEST) -> list[bytes]:
-        self.seen[topic] = []
-        self._peer.subscriber(topic, kind, qos, lambda data, _: self.seen[topic].append(data))
-        return self.seen[topic]
-
-    def run(self, ticks: int) -> None:
-        for _ in range(ticks):
-            self.clock.seconds += 0.01
-            self.robot.tick()
-
-    def move(self, target: list[float], seconds: float, names: tuple[str, ...] = JOINTS) -> None:
-        rows, rest = np.array([target], float), np.zeros((1, len(names)))
-        self.command.write(m.joint_trajectory(m.Trajectory(0, "", names, np.array([seconds]), rows, rest)))
-
-    def inject(self, fault: str, **values: object) -> None:
-        self.fault.write(m.json_string({"fault": fault, **values}))
-
-    def states(self) -> list[m.JointSample]:
-        return [m.read_joint_state(data) for data in self.seen["/joint_states"]]
-
-
 @pytest.fixture
-def rig(tmp_path: Path) -> Rig:
-    return Rig(tmp_path)
+def rig(tmp_path: Path) -> RobotRig:
+    return RobotRig(tmp_path)
 
 
-def test_robot_publishes_at_its_rates_with_one_stamp_per_moment(rig: Rig) -> None:
+def test_robot_publishes_at_its_rates_with_one_stamp_per_moment(rig: RobotRig) -> None:
     rig.run(100)
     assert len(rig.states()) == 100
     images = [m.read_image(data) for data in rig.seen["/camera/eye/image_raw"]]
@@ -127,7 +83,7 @@ def test_robot_publishes_at_its_rates_with_one_stamp_per_moment(rig: Rig) -> Non
     np.testing.assert_allclose(tip[0], expected_x, atol=1e-4)
 
 
-def test_robot_follows_a_trajectory_from_its_arrival(rig: Rig) -> None:
+def test_robot_follows_a_trajectory_from_its_arrival(rig: RobotRig) -> None:
     rig.run(10)
     rig.clock.seconds += 0.006  # between two ticks
     rig.move([0.3, 0.0, 0.02], 0.2)
@@ -142,7 +98,7 @@ def test_robot_follows_a_trajectory_from_its_arrival(rig: Rig) -> None:
     np.testing.assert_allclose(rig.states()[-1].position, [0.3, 0.0, 0.02], atol=5e-3)
 
 
-def test_reset_starts_a_new_state_and_is_confirmed(rig: Rig) -> None:
+def test_reset_starts_a_new_state_and_is_confirmed(rig: RobotRig) -> None:
     rig.run(5)
     qpos = [0.4, 0.1, 0.6, 1, 0, 0, 0, -0.5, 0.5, 0.01, -0.01]
     rig.reset.write(m.json_string({"id": "r1", "qpos": qpos}))
@@ -154,7 +110,7 @@ def test_reset_starts_a_new_state_and_is_confirmed(rig: Rig) -> None:
     np.testing.assert_allclose(rig.states()[-1].position, [0.1, -0.2, 0.08], atol=1e-4)
 
 
-def test_faults(rig: Rig) -> None:
+def test_faults(rig: RobotRig) -> None:
     rig.run(20)
     counts = {}
     for fault in ("freeze_state", "freeze_cameras", "nan", "none"):
@@ -175,10 +131,143 @@ def test_faults(rig: Rig) -> None:
     assert rig.robot.counts["rejected"] == 1
 
 
-def test_lost_time_is_skipped_not_simulated_in_a_burst(rig: Rig) -> None:
+def test_lost_time_is_skipped_not_simulated_in_a_burst(rig: RobotRig) -> None:
     rig.run(5)
     before = rig.arm.data.time
     rig.clock.seconds += 3.0
     rig.robot.tick()
     assert rig.arm.data.time - before < 0.3
     assert rig.robot.counts["skipped_s"] == pytest.approx(3.0, abs=0.05)
+
+
+def write_urdf(path: Path) -> Path:
+    """The arm of the scene as a URDF: two links of 0.3 m that turn about y."""
+    joints = ""
+    for name, kind, parent, child, x in (
+        ("shoulder", "revolute", "base", "upper", 0.0),
+        ("elbow", "revolute", "upper", "lower", 0.3),
+        ("end", "fixed", "lower", "tip", 0.3),
+    ):
+        joints += f'<joint name="{name}" type="{kind}"><parent link="{parent}"/><child link="{child}"/>'
+        joints += (
+            f'<origin xyz="{x} 0 0"/><axis xyz="0 1 0"/><limit lower="-2" upper="2" effort="9" velocity="9"/></joint>'
+        )
+    links = "".join(f'<link name="{name}"/>' for name in ("base", "upper", "lower", "tip"))
+    path.write_text(f'<robot name="tiny">{links}{joints}</robot>')
+    return path
+
+
+# ---- the other controllers, by the same profile with another adapter
+
+
+def test_the_same_profile_with_other_topic_names_drives_a_trajectory_or_a_forward_controller(tmp_path: Path) -> None:
+    """The acceptance of the drop-in: only names and the adapter differ; the arm ends in the same place."""
+    ends = {}
+    for adapter, topic in (
+        ("jtc", "/other_arm/joint_trajectory"),
+        ("forward_position", "/position_controller/commands"),
+        ("forward_velocity", "/velocity_controller/commands"),
+    ):
+        extra = {"acknowledge_no_timeout": True} if adapter == "forward_velocity" else {}
+        topics = {"joint_states": "/arm/joint_states", "command": topic}
+        rig = RobotRig(tmp_path / adapter, adapter=adapter, topics=topics, **extra)
+        states = rig.listen("/arm/joint_states", m.JOINT_STATE)
+        rig.run(5)
+        start = m.read_joint_state(states[-1]).position
+        for k in range(1, 41):
+            if adapter == "jtc":
+                rig.move(list(start + np.array([0.01 * k, 0, 0])), 0.02)
+            else:
+                speed = [0.01 / 0.02, 0, 0] if k < 40 else [0, 0, 0]
+                rig.array.write(
+                    float_array(start + np.array([0.01 * k, 0, 0]) if adapter == "forward_position" else speed)
+                )
+            rig.run(2)
+        rig.run(30)
+        assert rig.robot.counts["rejected"] == 0, adapter
+        assert rig.robot.counts["accepted"] == 40
+        ends[adapter] = m.read_joint_state(states[-1]).position
+    np.testing.assert_allclose(ends["jtc"], [0.5, -0.2, 0.08], atol=3e-3)
+    np.testing.assert_allclose(ends["forward_position"], ends["jtc"], atol=3e-3)
+    np.testing.assert_allclose(ends["forward_velocity"], ends["jtc"], atol=0.015)
+
+
+def test_velocity_goes_on_when_the_sender_is_gone_and_a_trajectory_does_not(tmp_path: Path) -> None:
+    rig = RobotRig(tmp_path / "v", adapter="forward_velocity", acknowledge_no_timeout=True)
+    rig.run(5)
+    rig.array.write(float_array(np.array([0.3, 0.0, 0.0])))
+    rig.run(400)
+    np.testing.assert_allclose(rig.states()[-1].position[0], 0.1 + 4 * 0.3, atol=0.05)
+    np.testing.assert_allclose(rig.states()[-1].velocity[0], 0.3, atol=0.01)
+    rig = RobotRig(tmp_path / "t")
+    rig.run(5)
+    rig.move([0.16, -0.2, 0.08], 0.2)
+    rig.run(400)
+    np.testing.assert_allclose(rig.states()[-1].velocity[0], 0.0, atol=1e-3)
+
+
+def test_servo_twist_moves_the_tool_along_the_base_axis_and_stops(tmp_path: Path) -> None:
+    description = {"urdf": str(write_urdf(tmp_path / "tiny.urdf")), "base": "base", "tool": "tip"}
+    gripper = {"joint": "finger", "open": 0.08, "closed": 0.0, "adapter": "forward_position", "topic": "/grip/commands"}
+    changes = {"adapter": "servo_twist", "description": description, "gripper": gripper, "servo": {"frame": "base"}}
+    rig = RobotRig(tmp_path, scene={"tool": "tip"}, **changes)
+    grip = rig.peer.publisher("/grip/commands", m.FLOAT_ARRAY, COMMAND)
+    rig.reset.write(m.json_string({"qpos": [*CUBE_QPOS, 0.5, 0.8, 0.02, -0.02]}))
+    rig.run(10)
+    before = rig.arm.tool_in_base()[0].copy()
+    grip.write(float_array(np.array([0.06])))
+    for _ in range(50):
+        twist = Twist(rig.clock.stamp(), "base", np.array([0.0, 0.0, 0.1]), np.zeros(3))
+        rig.twist.write(twist_stamped(twist))
+        rig.run(2)
+    moved = rig.arm.tool_in_base()[0] - before
+    # two joints in a plane: z is followed as well as six axes wanted by two joints can be
+    assert moved[2] > 0.01
+    rig.run(30)
+    np.testing.assert_allclose(rig.states()[-1].velocity[:2], 0.0, atol=1e-3)
+    np.testing.assert_allclose(rig.states()[-1].position[2], 0.06, atol=1e-3)
+
+
+def test_a_gripper_action_reaches_stalls_and_is_replaced(tmp_path: Path) -> None:
+    gripper = {"joint": "finger", "open": 0.08, "closed": 0.0, "adapter": "gripper_command", "topic": "/hand/cmd"}
+    rig = RobotRig(tmp_path, gripper=gripper)
+    rig.run(5)
+
+    def send(position: float, identifier: bytes) -> bool:
+        request = gripper_goal(position, 0.0, identifier)
+        answer = rig.peer.call("/hand/cmd/_action/send_goal", f"{ACTION}_SendGoal", request, 1.0)
+        return m.decode(answer, f"{ACTION}_SendGoal_Response").accepted
+
+    def result(identifier: bytes) -> tuple:
+        uuid = m.new("unique_identifier_msgs/msg/UUID", np.frombuffer(identifier, np.uint8))
+        request = m.encode(m.new(f"{ACTION}_GetResult_Request", uuid))
+        answer = rig.peer.call("/hand/cmd/_action/get_result", f"{ACTION}_GetResult", request, 1.0)
+        message = m.decode(answer, f"{ACTION}_GetResult_Response")
+        return message.status, message.result.stalled, message.result.reached_goal
+
+    first, second, third = (bytes([k] * 16) for k in (1, 2, 3))
+    assert send(0.02, first)
+    rig.run(1)
+    assert result(first) == (2, False, False)  # on its way
+    rig.run(60)
+    assert result(first) == (4, False, True)
+    np.testing.assert_allclose(rig.states()[-1].position[2], 0.02, atol=1e-3)
+    assert send(-0.2, second)  # beyond the joint's end: it stands still elsewhere
+    rig.run(40)
+    assert result(second)[0] == 2
+    rig.run(120)
+    assert result(second) == (6, True, False)
+    assert send(0.05, third)
+    assert send(0.07, first)
+    assert result(third)[0] == 5  # replaced
+    assert not send(np.nan, third)
+    assert rig.robot.counts["rejected"] == 0
+
+
+def test_flags_are_checked() -> None:
+    flags = parser().parse_args(["--profile", "x", "--scene", "y", "--state-style", "nan-effort", "--seed", "4"])
+    options = read_options(flags)
+    assert (options.style.nan_effort, options.style.shuffled, options.seed) == (True, False, 4)
+    flags.real_time_factor = float("nan")
+    with pytest.raises(ConfigError, match="--real-time-factor is nan"):
+        read_options(flags)
