@@ -34,7 +34,8 @@ class Nobody:
     def publisher(self, topic: str, message_type: str, qos: Any) -> "Nobody":
         return self
 
-    subscriber = publisher
+    def subscriber(self, topic: str, message_type: str, qos: Any, callback: Any) -> "Nobody":
+        return self
 
     def write(self, data: bytes) -> None:
         """Nobody hears it."""

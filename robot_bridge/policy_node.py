@@ -84,7 +84,7 @@ class PolicyNode:
         self._state, self._runs, self._run, self._sequence = "", "", "", 0
         self._now, self._last_stamp, self._reported_at, self._reported = 0, 0, -np.inf, ""
         self.counts = {"chunks": 0, "stale": 0, "failed": 0}
-        self.events = EventLog(transport, "policy")
+        self.events = EventLog(transport, "policy", stamp)
         self._chunks = transport.publisher(CHUNK_TOPIC, messages.JOINT_TRAJECTORY, COMMAND)
         transport.subscriber(COMMAND_TOPIC, messages.JOINT_TRAJECTORY, DEFAULT, lambda d, _: self._store("/command", d))
         transport.subscriber(STATE_TOPIC, messages.DIAGNOSTIC_ARRAY, LATCHED, lambda d, _: self._store("/state", d))

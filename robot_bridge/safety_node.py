@@ -83,7 +83,7 @@ class SafetyNode:
         own_state = profile.gripper is not None and profile.gripper.adapter != "joint"
         self._group = self._arm if own_state else len(profile.all_joints)  # joints whose age is the arm's
         self._command = transport.publisher(COMMAND_TOPIC, messages.JOINT_TRAJECTORY, DEFAULT)
-        self._events = EventLog(transport, "safety")
+        self._events = EventLog(transport, "safety", stamp)
         self._report = SafetyReport(transport, STATE_TOPIC, profile.safety.rate_hz)
         self._lock, self._inbox = threading.RLock(), collections.deque[tuple[str, bytes, float]](maxlen=4096)
         self._handlers = self._subscribe()
