@@ -5,6 +5,7 @@ import sqlite3
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class Counting:
     sees, workers = True, 4
 
     def __init__(self, first_share: float = 0.0, fail: bool = False, name: str = "counting") -> None:
-        self.name, self.identity = name, {"annotator": name, "first": first_share}
+        self.name = name
+        self.identity: Mapping[str, Any] = {"annotator": name, "first": first_share}
         self.asked: list[tuple[int, int, int]] = []
         self._first_share, self.fail, self._lock = first_share, fail, threading.Lock()
 

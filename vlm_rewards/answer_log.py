@@ -20,6 +20,7 @@ from embodied.contracts.provenance import hash_json
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers
   (key TEXT PRIMARY KEY, answer INTEGER, reason TEXT, record TEXT, annotator TEXT, at REAL);
+CREATE TABLE IF NOT EXISTS exchanges (key TEXT PRIMARY KEY, exchange TEXT);
 CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY, job TEXT, reserved REAL, cost REAL, at REAL);
 CREATE INDEX IF NOT EXISTS calls_of_job ON calls (job);
 """
@@ -41,6 +42,7 @@ class AnswerLog:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
+        self._turns: dict[str, threading.Lock] = {}
         try:
             self._database = sqlite3.connect(self.path, timeout=30, check_same_thread=False, isolation_level=None)
             self._database.execute("PRAGMA journal_mode=WAL")
@@ -66,6 +68,14 @@ class AnswerLog:
                 self._database.execute("ROLLBACK")
                 raise
 
+    @contextlib.contextmanager
+    def turn(self, key: str) -> Iterator[None]:
+        """One thread at a time per key: the same question put by two of them at once would be paid twice."""
+        with self._lock:
+            mine = self._turns.setdefault(key, threading.Lock())
+        with mine:
+            yield
+
     def find(self, key: str) -> Verdict | None:
         """The answer under `key`, or None."""
         with self._lock:
@@ -82,6 +92,17 @@ class AnswerLog:
         """Take an answer back (a person's undo)."""
         with self._writing() as database:
             database.execute("DELETE FROM answers WHERE key = ?", (key,))
+
+    def find_exchange(self, key: str) -> dict[str, Any] | None:
+        """One question and answer of a model that is asked in several steps, or None."""
+        with self._lock:
+            row = self._database.execute("SELECT exchange FROM exchanges WHERE key = ?", (key,)).fetchone()
+        return None if row is None else json.loads(row[0])
+
+    def keep_exchange(self, key: str, exchange: Mapping[str, Any]) -> None:
+        """Keep one step's answer, paid for, before the next step is asked."""
+        with self._writing() as database:
+            database.execute("INSERT OR IGNORE INTO exchanges VALUES (?, ?)", (key, json.dumps(dict(exchange))))
 
     def close(self) -> None:
         self._database.close()
@@ -100,12 +121,12 @@ class Budget:
     """
 
     def __init__(self, log: AnswerLog, job: str, max_calls: int | None = None, max_cost: float | None = None) -> None:
-        self._log, self._job, self.max_calls, self.max_cost = log, job, max_calls, max_cost
+        self.log, self._job, self.max_calls, self.max_cost = log, job, max_calls, max_cost
 
     def spent(self) -> tuple[int, float]:
         """Calls, and cost; of a call that never returned what was set aside for it."""
-        with self._log._lock:
-            return self._spent(self._log._database)
+        with self.log._lock:
+            return self._spent(self.log._database)
 
     def _spent(self, database: sqlite3.Connection) -> tuple[int, float]:
         query = "SELECT COUNT(*), COALESCE(SUM(COALESCE(cost, reserved)), 0) FROM calls WHERE job = ?"
@@ -122,7 +143,7 @@ class Budget:
         Raises:
             BudgetSpent: nothing was booked and nothing may be sent.
         """
-        with self._log._writing() as database:
+        with self.log._writing() as database:
             calls, cost = self._spent(database)
             if self.max_calls is not None and calls + 1 > self.max_calls:
                 raise BudgetSpent(f"budget of {self.max_calls} calls spent")
@@ -136,7 +157,7 @@ class Budget:
             yield booked
         finally:
             if "cost" in booked:
-                with self._log._writing() as database:
+                with self.log._writing() as database:
                     database.execute("UPDATE calls SET cost = ? WHERE id = ?", (float(booked["cost"]), entry))
 
 

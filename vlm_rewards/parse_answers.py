@@ -10,6 +10,7 @@ import re
 from embodied.contracts.preferences import Answer, Verdict
 
 MAX_CHARACTERS = 100_000
+VERSION = 1  # raise it when the same text is read otherwise: verdicts are kept under it, raw answers are not
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?</think(?:ing)?>", re.S | re.I)
 _UNFINISHED_THOUGHT = re.compile(r"<think(?:ing)?>(?!.*</think)", re.S | re.I)
 _MARKS = re.compile(r"[*_`#>~]+")

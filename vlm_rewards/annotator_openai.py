@@ -1,0 +1,266 @@
+"""An annotator behind any server that speaks OpenAI's chat protocol with images: vLLM, Ollama, llama.cpp, hosted ones.
+
+Every call is entered in a budget before it is sent. Failures of network or server are tried again with growing pauses
+and end in an abstention that is not kept, so that a later run asks again; what a model wrote is kept whatever it is.
+The key comes from the environment, goes into one header, and stands nowhere else.
+"""
+
+import dataclasses
+import json
+import os
+import random
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from embodied.contracts.errors import ConfigError, InputError, MissingExtraError
+from embodied.contracts.preferences import Answer, Segment, Verdict
+from embodied.contracts.provenance import hash_json
+from embodied.vlm_rewards import parse_answers, vlm_prompts
+from embodied.vlm_rewards.answer_log import Budget, BudgetSpent
+
+MAX_ANSWER_BYTES = 4_000_000  # a chat answer has a few kB; what sends more is no model
+_TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+_STOP = {401: "the key is refused", 403: "the key may not use it", 404: "there is no such model or path"}
+_CHARACTERS_PER_TOKEN = 3  # cautious: a token is rather four
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenAIConfig:
+    """How a server is asked.
+
+    Attributes:
+        url: base URL, to which `/chat/completions` is added, such as http://localhost:11434/v1.
+        stages: `two`: describe and compare, then decide from the text; `one`: both at once.
+        frames_shown: of each segment, evenly spread.
+        temperature: 0 answers every sample alike; raise it to ask several times.
+        timeout: seconds for one call, from sending to the last byte.
+        attempts: how often a call is tried when server or network fail.
+        requests_per_minute: over all workers; 0: no limit.
+        price_in, price_out: per million tokens, in any currency; 0: free.
+        tokens_per_image: for the estimate of what a call may cost.
+        key_variable: name of the environment variable with the key; none is sent where it is not set.
+    """
+
+    model: str
+    url: str
+    stages: str = "two"
+    frames_shown: int = 4
+    temperature: float = 0.0
+    max_tokens: int = 512
+    timeout: float = 60.0
+    attempts: int = 5
+    workers: int = 4
+    requests_per_minute: float = 0.0
+    price_in: float = 0.0
+    price_out: float = 0.0
+    tokens_per_image: int = 1000
+    key_variable: str = "OPENAI_API_KEY"
+    pause: float = 1.0
+
+    def __post_init__(self) -> None:
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                f"'{self.url}' is no http(s) URL. Use openai:MODEL@URL, for example @http://localhost:8000/v1."
+            )
+        if parts.username or parts.password or parts.query:
+            raise ConfigError(
+                f"A key does not belong into the URL of '{parts.hostname}'.\nPut it into {self.key_variable}."
+            )
+        if self.stages not in vlm_prompts.STAGES:
+            raise ConfigError(f"stages '{self.stages}' is unknown. Valid: {', '.join(vlm_prompts.STAGES)}.")
+        if min(self.frames_shown, self.max_tokens, self.attempts, self.workers) < 1 or self.timeout <= 0:
+            raise ConfigError("frames_shown, max_tokens, attempts, workers and timeout must be positive.")
+
+
+def parse_address(text: str) -> tuple[str, str]:
+    """MODEL and URL of `MODEL@URL`. ConfigError if it is none."""
+    model, at, url = text.partition("@http")
+    if not model or not at:
+        raise ConfigError(
+            f"'openai:{text}' must be openai:MODEL@URL, for example openai:qwen2.5-vl@http://localhost:8000/v1."
+        )
+    return model, "http" + url
+
+
+class _Failed(Exception):
+    """A call that gave nothing. Its text is a reason that can be counted."""
+
+    def __init__(self, reason: str, again: bool, wait: float | None = None) -> None:
+        super().__init__(reason)
+        self.again, self.wait = again, wait
+
+
+class OpenAIAnnotator:
+    """Asks a server.
+
+    Raises:
+        MissingExtraError: httpx2 is not installed.
+    """
+
+    sees = True
+
+    def __init__(self, config: OpenAIConfig, budget: Budget) -> None:
+        try:
+            import httpx2
+        except ImportError as error:
+            raise MissingExtraError("httpx2", "vlm", "asking a vision-language model") from error
+        self._httpx, self.config, self._budget = httpx2, config, budget
+        self.workers = config.workers
+        self.name = f"openai:{config.model}@{config.url}"
+        decides = ("model", "url", "stages", "frames_shown", "temperature", "max_tokens")
+        settings = {key: value for key, value in dataclasses.asdict(config).items() if key in decides}
+        versions = {"prompts": vlm_prompts.VERSION, "parser": parse_answers.VERSION}
+        self.identity: Mapping[str, Any] = {"annotator": "openai", **versions, **settings}
+        self._key = os.environ.get(config.key_variable, "")
+        limits = httpx2.Limits(max_connections=config.workers)
+        # No redirects: they would carry the key elsewhere. No proxies or netrc from the environment for this host only.
+        self._client = httpx2.Client(timeout=config.timeout, limits=limits, follow_redirects=False)
+        self._gate, self._next = threading.Lock(), 0.0
+        self._jitter = random.Random(0)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def compare(self, task: str, first: Segment, second: Segment, sample: int = 0) -> Verdict:
+        config = self.config
+        shown = [vlm_prompts.shown_frames(segment, config.frames_shown) for segment in (first, second)]
+        one = config.stages == "one"
+        parts = vlm_prompts.first_step(task, shown[0], shown[1], one)
+        exchanges: list[dict[str, Any]] = []
+        record = {"model": config.model, "exchanges": exchanges}
+        try:
+            text = self._exchange(parts, len(shown[0]) + len(shown[1]), sample, exchanges)
+            if not one and text.strip():
+                clips = max(len(shown[0]), len(shown[1])) > 1
+                decision = vlm_prompts.second_step(task, text, clips)
+                text = self._exchange([{"type": "text", "text": decision}], 0, sample, exchanges)
+        except BudgetSpent as spent:
+            return Verdict(Answer.ABSTAINED, str(spent), False, record)
+        except _Failed as failure:
+            return Verdict(Answer.ABSTAINED, str(failure), False, record)
+        verdict = parse_answers.parse_choice(text)
+        return dataclasses.replace(verdict, record=record)
+
+    def upper_cost(self, parts: list[dict[str, Any]], images: int) -> float:
+        """What a call may cost at most, by our estimate of its tokens."""
+        c = self.config
+        characters = sum(len(part.get("text", "").encode()) for part in parts)
+        tokens_in = characters / _CHARACTERS_PER_TOKEN + images * c.tokens_per_image + 100
+        return (tokens_in * c.price_in + c.max_tokens * c.price_out) / 1e6
+
+    def _exchange(self, parts: list[dict[str, Any]], images: int, sample: int, exchanges: list[dict[str, Any]]) -> str:
+        """One step's answer, asked for unless it is known. Appends what was said to `exchanges`."""
+        body = {
+            "model": self.config.model,
+            "messages": [{"role": "user", "content": parts if images else parts[0]["text"]}],
+            "temperature": self.config.temperature,
+            "max_tokens": self.config.max_tokens,
+            "seed": sample,
+        }
+        log, key = self._budget.log, hash_json(["exchange", self.config.url, body])
+        with log.turn(key):
+            exchange = log.find_exchange(key)
+            if exchange is None:
+                exchange = self._persist(body, self.upper_cost(parts, images))
+                exchange["prompt"] = vlm_prompts.without_pictures(parts)
+                log.keep_exchange(key, exchange)
+        exchanges.append(exchange)
+        return exchange["answer"]
+
+    def _persist(self, body: dict[str, Any], at_most: float) -> dict[str, Any]:
+        """The answer to `body`, tried until it comes. Raises _Failed, BudgetSpent."""
+        started, failures = time.time(), []
+        for attempt in range(self.config.attempts):
+            self._wait_turn()
+            try:
+                with self._budget.call(at_most) as booked:
+                    answer = self._call(body, booked)
+                cost = booked.get("cost", at_most)
+                seconds = round(time.time() - started, 3)
+                return answer | {"at": started, "seconds": seconds, "cost": cost, "failures": failures}
+            except _Failed as failure:
+                failures.append(str(failure))
+                if not failure.again or attempt == self.config.attempts - 1:
+                    raise
+                pause = self.config.pause * 2**attempt * (0.5 + self._jitter.random())
+                time.sleep(min(failure.wait if failure.wait is not None else pause, self.config.timeout))
+        raise AssertionError("unreachable")
+
+    def _wait_turn(self) -> None:
+        """Keep to the rate."""
+        if not self.config.requests_per_minute:
+            return
+        with self._gate:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + 60 / self.config.requests_per_minute
+        time.sleep(max(0.0, turn - now))
+
+    def _call(self, body: dict[str, Any], booked: dict[str, Any]) -> dict[str, Any]:
+        """One HTTP request. Books its cost where the server says or implies what it was."""
+        url = self.config.url.rstrip("/") + "/chat/completions"
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        deadline = time.monotonic() + self.config.timeout
+        try:
+            with self._client.stream("POST", url, json=body, headers=headers) as response:
+                status, kind = response.status_code, response.headers.get("content-type", "")
+                if status != 200:
+                    booked["cost"] = 0.0  # servers do not charge for refusals
+                    raise self._refused(status, response)
+                received = bytearray()
+                for piece in response.iter_bytes():
+                    received += piece
+                    if len(received) > MAX_ANSWER_BYTES:
+                        raise _Failed("answer too large", again=False)
+                    if time.monotonic() > deadline:
+                        raise _Failed("too slow", again=True)
+        except self._httpx.TimeoutException:
+            raise _Failed("too slow", again=True) from None
+        except self._httpx.HTTPError as error:
+            if isinstance(error, self._httpx.ConnectError):
+                booked["cost"] = 0.0  # nothing was sent
+            raise _Failed("connection failed", again=True) from None
+        return self._read(bytes(received), kind, booked)
+
+    def _refused(self, status: int, response: Any) -> Exception:
+        if status in _STOP:
+            return InputError(f"{self.config.url} answers {status}: {_STOP[status]}.\nAsked for '{self.config.model}'.")
+        wait = response.headers.get("retry-after", "")
+        seconds = min(float(wait), 60.0) if wait.replace(".", "", 1).isdigit() else None
+        return _Failed(f"http {status}", again=status in _TRY_AGAIN, wait=seconds)
+
+    def _read(self, data: bytes, kind: str, booked: dict[str, Any]) -> dict[str, Any]:
+        """Answer, model and tokens in an answer's bytes."""
+        if "json" not in kind:
+            raise _Failed("answer is no JSON", again=True)
+        try:
+            message = json.loads(data)
+            text = message["choices"][0]["message"]["content"]
+            if isinstance(text, list):  # parts
+                text = "".join(str(part.get("text", "")) for part in text)
+            usage = message.get("usage") or {}
+            tokens = {key: int(usage.get(f"{key}_tokens") or 0) for key in ("prompt", "completion")}
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+            raise _Failed("malformed answer", again=True) from None
+        if any(tokens.values()):
+            cost = tokens["prompt"] * self.config.price_in + tokens["completion"] * self.config.price_out
+            booked["cost"] = cost / 1e6
+        return {"answer": str(text or ""), "model": str(message.get("model", "")), "tokens": tokens}
+
+
+def estimate(config: OpenAIConfig, questions: int) -> dict[str, float]:
+    """Calls, tokens and cost of so many questions if every answer has full length; for a dry run."""
+    stages = vlm_prompts.STAGES[config.stages]
+    images = 2 * config.frames_shown * config.tokens_per_image
+    tokens_in = images + 300 + (config.max_tokens + 400 if stages == 2 else 0)
+    tokens_out = config.max_tokens * stages
+    return {
+        "calls": questions * stages,
+        "tokens_in": questions * tokens_in,
+        "tokens_out": questions * tokens_out,
+        "cost": questions * (tokens_in * config.price_in + tokens_out * config.price_out) / 1e6,
+    }
