@@ -99,6 +99,7 @@ VERBS: dict[str, Verb] = {
     "robot check": Verb("embodied.robot_check:robot_check", "what a robot profile allows and what it lacks"),
     "robot sim": Verb("embodied.robot_sim:robot_sim", "a MuJoCo robot on the ROS 2 graph"),
     "robot recover": Verb("embodied.robot_recover:robot_recover", "a whole bag of what a killed recorder left"),
+    "robot doctor": Verb("embodied.robot_doctor:robot_doctor", "what is wrong on the ROS 2 graph, in plain words"),
     # Its processes are started by name, so imports do not show them.
     "deploy": Verb("embodied.deploy:deploy", "run a bundle on the ROS 2 graph, safely", ("robot_bridge",)),
     "report": Verb("embodied.report:report", "one HTML page of what was run and found", ("report.html",)),
