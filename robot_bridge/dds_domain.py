@@ -138,9 +138,10 @@ def _sections(uri: str) -> Iterator[ElementTree.Element]:
 
 
 def _unwrap(element: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    for part in element.iter():
+        part.tag = re.sub(r"\{.*\}", "", part.tag)  # the XML name space that an editor's schema wants
     for child in element:
-        if re.sub(r"\{.*\}", "", child.tag).lower() in ("cyclonedds", "domain"):
+        if child.tag.lower() in ("cyclonedds", "domain"):
             yield from _unwrap(child)
         else:
-            child.tag = re.sub(r"\{.*\}", "", child.tag)
             yield child

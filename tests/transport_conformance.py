@@ -21,9 +21,9 @@ Make = Callable[..., Any]  # make(node, namespace="/") -> a transport; all of on
 
 def wait(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+    while not (true := condition()) and time.monotonic() < end:
         time.sleep(0.005)
-    return condition()
+    return true
 
 
 def ignore(data: bytes, received_ns: int) -> None:
