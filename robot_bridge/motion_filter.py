@@ -150,8 +150,8 @@ class Path:
 
     @property
     def at_rest(self) -> bool:
-        """Nothing moves from now on."""
-        return bool((self.position == self.position[0]).all())
+        """Nothing moves from the next tick on."""
+        return bool((self.position[1:] == self.position[1]).all())
 
 
 class MotionFilter:

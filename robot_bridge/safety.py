@@ -346,7 +346,7 @@ class SafetyFilter:
         stop takes. After the end of the path there are no targets: it brakes.
         """
         dt, empty = self.filter.dt, np.zeros((0, len(self.limits.names)))
-        if self._yield is not None and self.state in (State.HOLD, State.STOPPED):
+        if self._yield is not None and self.state is State.HOLD:
             return np.tile(self._yield, (self._ahead, 1)), False
         if self.state is not State.RUNNING or self._timeline is None:
             return empty, False
