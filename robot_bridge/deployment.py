@@ -24,22 +24,21 @@ import numpy as np
 from embodied.contracts.errors import EmbodiedError, InputError, SafetyError
 from embodied.policies.bundle import PolicyContract
 from embodied.robot_bridge import messages
-from embodied.robot_bridge.command_messages import joy
-from embodied.robot_bridge.node import EVENT_TOPIC, EventLog, now_ns, open_transport
+from embodied.robot_bridge.node import EVENT_TOPIC, EventLog, RosTime, open_transport
 from embodied.robot_bridge.preflight import Check, check
 from embodied.robot_bridge.preflight_facts import collect
 from embodied.robot_bridge.processes import Child, free_domain, profile_at_speed
 from embodied.robot_bridge.profile import load_profile, profile_path
 from embodied.robot_bridge.qos import COMMAND, DEFAULT, EVENTS, LATCHED, LATEST
 from embodied.robot_bridge.robot_options import POSE_PREFIX, RESET_TOPIC, STATUS_TOPIC
-from embodied.robot_bridge.safety_node import CHUNK_TOPIC, COMMAND_TOPIC, ESTOP_TOPIC, MODE_TOPIC, STATE_TOPIC
+from embodied.robot_bridge.safety_node import CHUNK_TOPIC, COMMAND_TOPIC, MODE_TOPIC, STATE_TOPIC
 from embodied.robot_bridge.scene import load_scene
+from embodied.robot_bridge.switches import hold_the_switches
 
 START_TIMEOUT, STEP_TIMEOUT = 60.0, 10.0  # [s]
 _ROBOT_TIMEOUT = 5.0  # for a robot that is on the graph already; preflight says what is missing [s]
 _SETTLE = 0.05  # after a reset every process has seen joint states newer than it [s]
 _POLL = 0.02  # [s]
-_HEARTBEAT = 0.05  # [s]
 Success = Callable[[Mapping[str, np.ndarray]], bool]
 
 
@@ -125,6 +124,7 @@ class Deployment:
         self._flags: dict[str, list[str]] = {}
         self.children: dict[str, Child] = {}
         self.transport = open_transport("operator", self._options)
+        self._time = RosTime(self.transport, use_sim_time, self.profile.topics.clock)
         self._subscribe()
         try:
             self._start()
@@ -138,7 +138,8 @@ class Deployment:
         if self.scene is not None:
             more["mujoco_robot"] = ["--scene", str(self.scene.xml.parent)]
             more["mujoco_robot"] += ["--log", str(self._robot_log)] if self._robot_log else []
-            threading.Thread(target=self._hold_the_switches, name="operator", daemon=True).start()
+            arguments = (self.profile, self.transport, self._time.now_ns, self._closing)
+            threading.Thread(target=hold_the_switches, args=arguments, name="switches", daemon=True).start()
         if self.record is not None:
             poses = [*self.scene.bodies, *self.scene.sites] if self.scene is not None else []
             more["recorder"] = ["--out", str(self.record), "--poses", *poses]
@@ -173,28 +174,11 @@ class Deployment:
     def _recorder_ready(self) -> bool:
         return self._events.matched >= 2  # the recorder's subscription and our own
 
-    def _hold_the_switches(self) -> None:
-        """In a simulation nobody stands beside the arm: the deadman counts as held and the e-stop as released."""
-        safety = self.profile.safety
-        publishers = []
-        if safety.deadman_required:
-            kind = messages.BOOL if safety.deadman_button < 0 else messages.JOY
-            held = messages.boolean(True)
-            if safety.deadman_button >= 0:
-                held = joy(now_ns(), [], [0] * safety.deadman_button + [1])
-            publishers.append((self.transport.publisher(self.profile.topics.deadman, kind, COMMAND), held))
-        if safety.estop_required:
-            estop = self.transport.publisher(ESTOP_TOPIC, messages.BOOL, LATCHED)
-            publishers.append((estop, messages.boolean(False)))
-        while publishers and not self._closing.wait(_HEARTBEAT):
-            for publisher, data in publishers:
-                publisher.write(data)
-
     def _subscribe(self) -> None:
         transport = self.transport
         self._mode = transport.publisher(MODE_TOPIC, messages.STRING, DEFAULT)
         self._reset = transport.publisher(RESET_TOPIC, messages.STRING, DEFAULT)
-        self._events = EventLog(transport, "operator")
+        self._events = EventLog(transport, "operator", self._time.now_ns)
         transport.subscriber(EVENT_TOPIC, messages.STRING, EVENTS, self._on_event)
         transport.subscriber(STATE_TOPIC, messages.DIAGNOSTIC_ARRAY, LATCHED, self._on_state)
         transport.subscriber(STATUS_TOPIC, messages.STRING, LATCHED, self._on_status)
@@ -229,7 +213,7 @@ class Deployment:
 
     def _on_chunk(self, data: bytes, received_ns: int) -> None:
         chunk = messages.read_joint_trajectory(data)
-        arrived_ns = now_ns() - (time.monotonic_ns() - received_ns)
+        arrived_ns = self._time.now_ns() - (time.monotonic_ns() - received_ns)
         with self._lock:
             self._chunk_stamps[chunk.frame_id] = chunk.stamp_ns
             self.observation_to_chunk_s.append((arrived_ns - chunk.stamp_ns) * 1e-9)
@@ -267,6 +251,7 @@ class Deployment:
                 bundle=str(self.bundle),
                 simulated=self.scene is not None,
                 sim_time=self.use_sim_time,
+                stamp=RosTime(transport, self.use_sim_time, self.profile.topics.clock).now_ns,
             )
         finally:
             transport.close()
@@ -294,11 +279,11 @@ class Deployment:
         self.request("reset", "INACTIVE")
         if self.scene is None:
             return
-        identifier = f"{os.getpid()}-{now_ns()}"
+        identifier = f"{os.getpid()}-{time.monotonic_ns()}"
         values = {key: [float(x) for x in value] for key, value in (state or {}).items()}
         self._reset.write(messages.json_string({"id": identifier, **values}))
         self._await(lambda: self._status.get("reset") == identifier, STEP_TIMEOUT, "the reset of the simulation")
-        since = now_ns() + round(_SETTLE * 1e9)
+        since = self._time.now_ns() + round(_SETTLE * 1e9)
         self._await(lambda: self._joint_stamp_ns > since, STEP_TIMEOUT, "joint states after the reset")
 
     def run_episode(
