@@ -255,7 +255,9 @@ def test_the_panda_keeps_to_its_urdf_and_may_have_a_workspace(tmp_path: Path) ->
     assert workspace is not None
     ready = np.array([0.0, -np.pi / 4, 0.0, -3 * np.pi / 4, 0.0, np.pi / 2, np.pi / 4])
     assert workspace.outside(ready) == ""
-    assert "panda_hand leaves the workspace: y is 0.440 m" in workspace.outside(ready + [1.0, 0.7, 0, 0.9, 0, 0, 0])
+    assert "panda_hand leaves the workspace: y is 0.440 m" in workspace.outside(
+        np.add(ready, [1, 0.7, 0, 0.9, 0, 0, 0])
+    )
 
 
 # ---- the page
