@@ -38,12 +38,16 @@ def axis_limits(profile: Profile) -> Limits:
     axes = Limits(AXES, low, high, speed, acceleration, acceleration / FULL_ACCELERATION_AFTER, MAX_LEAD * speed)
     if not profile.gripper:
         return axes
-    joints = profile.read_limits()
-    columns = {
-        key: np.append(getattr(axes, key), getattr(joints, key)[-1])
-        for key in ("low", "high", "velocity", "acceleration", "jerk", "max_step")
-    }
-    return Limits((*AXES, profile.gripper.joint), **columns)
+    finger = profile.read_limits()
+    return Limits(
+        (*AXES, profile.gripper.joint),
+        np.append(axes.low, finger.low[-1]),
+        np.append(axes.high, finger.high[-1]),
+        np.append(axes.velocity, finger.velocity[-1]),
+        np.append(axes.acceleration, finger.acceleration[-1]),
+        np.append(axes.jerk, finger.jerk[-1]),
+        np.append(axes.max_step, finger.max_step[-1]),
+    )
 
 
 class ServoTwistAdapter(VelocityAdapter):

@@ -103,7 +103,7 @@ class AdapterRig:
         self.commands: list[Trajectory] = []
         self.events: list[dict[str, Any]] = []
         self.tick: Tick | None = None
-        self.before_step: Callable[[], None] = lambda: None
+        self.before_step: Callable[[], object] = lambda: None
         command, kind = self.profile.topics.command, self.robot.mounted[0].message_type
         self.operator.subscriber(command, kind, LATEST, lambda data, _: self.sent.append(data))
         self.operator.subscriber(

@@ -184,7 +184,7 @@ def test_a_command_that_is_not_finite_is_never_sent(tmp_path: Path) -> None:
     seen: list[bytes] = []
     transport.subscriber("/forward/commands", m.FLOAT_ARRAY, LATEST, lambda data, _: seen.append(data))
     with pytest.raises(SafetyError, match="nothing was sent"):
-        adapter.send(tick_of(State.RUNNING, [0.0, np.nan, 0.0], np.zeros(3)), np.zeros(3), 0.0, 0)
+        adapter.send(tick_of(State.RUNNING, np.array([0.0, np.nan, 0.0]), np.zeros(3)), np.zeros(3), 0.0, 0)
     assert not seen
 
 

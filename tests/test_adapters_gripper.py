@@ -21,7 +21,7 @@ from embodied.robot_bridge.safety import State
 TOPIC = "/gripper_controller/commands"
 ACTION = "/gripper_controller/gripper_cmd"
 GRIPPER = {"joint": "finger", "open": 0.08, "closed": 0.0}
-SEPARATE = {"style": StateStyle(separate_gripper=True)}
+SEPARATE = RobotOptions(style=StateStyle(separate_gripper=True))
 
 
 def rig_of(folder: Path, adapter: str, options: RobotOptions | None = None, **changes: object) -> AdapterRig:
@@ -93,7 +93,7 @@ def test_a_goal_that_is_not_answered_is_said_and_the_arm_goes_on(tmp_path: Path)
 
 def test_a_gripper_whose_state_comes_by_itself_has_an_age_of_its_own(tmp_path: Path) -> None:
     """Its driver dies: it is left alone and said so, the arm goes on."""
-    rig = rig_of(tmp_path, "forward_position", RobotOptions(**SEPARATE)).start()
+    rig = rig_of(tmp_path, "forward_position", SEPARATE).start()
     safety = rig.safety
     assert safety is not None
     close(rig, 0.3)
@@ -116,7 +116,7 @@ def test_a_gripper_whose_state_comes_by_itself_has_an_age_of_its_own(tmp_path: P
 
 def test_joint_states_of_a_gripper_on_a_topic_of_its_own_are_merged(tmp_path: Path) -> None:
     gripper = GRIPPER | {"adapter": "forward_position", "topic": TOPIC, "joint_states": "/gripper/joint_states"}
-    rig = AdapterRig(tmp_path, tiny_profile(tmp_path, gripper=gripper), RobotOptions(**SEPARATE))
+    rig = AdapterRig(tmp_path, tiny_profile(tmp_path, gripper=gripper), SEPARATE)
     rig.run(0.3)
     assert rig.safety is not None
     assert rig.safety._joints.missing() == ()

@@ -263,13 +263,13 @@ class SimRig(AdapterRig):
 
     def __init__(self, folder: Path, **profile: Any) -> None:
         super().__init__(folder, tiny_profile(folder, **profile))
-        self.offset, self.frozen = 0.0, None
+        self.offset = 0.0
+        self.frozen: float | None = None
         next(t for t in self.bus.transports if t.node == "safety").close()
         sim = {"sim_time": True, "wall": self.clock.monotonic}
         self.safety = SafetyNode(
             self.profile, self.transport("safety2"), self.sim_seconds, lambda: round(self.sim_seconds() * 1e9), **sim
         )
-        self.clock_of_chunks = self.clock
         self.ticked = 0
 
     def sim_seconds(self) -> float:
