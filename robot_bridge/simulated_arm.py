@@ -214,9 +214,16 @@ class SimulatedArm:
         self._mujoco.mj_kinematics(self.model, self._probe)
         self._mujoco.mj_comPos(self.model, self._probe)
 
-    def copy_data(self, into: Any) -> None:
-        """The whole state into another MjData, for drawing while the physics goes on."""
-        self._mujoco.mj_copyData(into, self.model, self.data)
+    def copy_positions(self, into: Any) -> None:
+        """The configuration into another MjData, for drawing while the physics goes on; `place` works out the rest."""
+        into.qpos[:], into.time = self.data.qpos, self.data.time
+        into.mocap_pos[:], into.mocap_quat[:] = self.data.mocap_pos, self.data.mocap_quat
+
+    def place(self, data: Any) -> None:
+        """Where bodies, cameras and lights of a configuration are."""
+        self._mujoco.mj_kinematics(self.model, data)
+        self._mujoco.mj_comPos(self.model, data)
+        self._mujoco.mj_camlight(self.model, data)
 
     def new_data(self) -> Any:
         return self._mujoco.MjData(self.model)

@@ -77,6 +77,7 @@ class TrajectoryController:
         self._start_time, self._start = -np.inf, Reference(position, rest, rest)
         self._times = np.array([-np.inf])
         self._positions, self._velocities, self._accelerations = position[None], rest[None], rest[None]
+        self._end = self._start
 
     def receive(self, data: bytes, moment: Moment) -> str:
         return self.accept(read_goal(data), moment)
@@ -93,6 +94,8 @@ class TrajectoryController:
         self._times = moment.now - late + goal.times
         self._positions = goal.positions[:, order]
         self._velocities, self._accelerations = goal.velocities[:, order], goal.accelerations[:, order]
+        last = (np.nan_to_num(rows[-1], nan=0.0) for rows in (self._velocities, self._accelerations))
+        self._end = Reference(self._positions[-1], *last)
         return ""
 
     def _refusal(self, goal: Goal, stamp_now_ns: int) -> str:
@@ -127,8 +130,7 @@ class TrajectoryController:
         """
         k = int(np.searchsorted(self._times, now, side="right"))
         if k == len(self._times):
-            velocity = np.nan_to_num(self._velocities[-1], nan=0.0)
-            return Reference(self._positions[-1], velocity, np.nan_to_num(self._accelerations[-1], nan=0.0))
+            return self._end
         if k:
             a = Reference(self._positions[k - 1], self._velocities[k - 1], self._accelerations[k - 1])
             begin = float(self._times[k - 1])

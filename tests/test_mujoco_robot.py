@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_the_same_profile_with_other_topic_names_drives_a_trajectory_or_a_forwar
         ("forward_position", "/position_controller/commands"),
         ("forward_velocity", "/velocity_controller/commands"),
     ):
-        extra = {"acknowledge_no_timeout": True} if adapter == "forward_velocity" else {}
+        extra: dict[str, Any] = {"acknowledge_no_timeout": True} if adapter == "forward_velocity" else {}
         topics = {"joint_states": "/arm/joint_states", "command": topic}
         rig = RobotRig(tmp_path / adapter, adapter=adapter, topics=topics, **extra)
         states = rig.listen("/arm/joint_states", m.JOINT_STATE)
@@ -178,10 +179,9 @@ def test_the_same_profile_with_other_topic_names_drives_a_trajectory_or_a_forwar
             if adapter == "jtc":
                 rig.move(list(start + np.array([0.01 * k, 0, 0])), 0.02)
             else:
-                speed = [0.01 / 0.02, 0, 0] if k < 40 else [0, 0, 0]
-                rig.array.write(
-                    float_array(start + np.array([0.01 * k, 0, 0]) if adapter == "forward_position" else speed)
-                )
+                speed = np.array([0.01 / 0.02 if k < 40 else 0.0, 0, 0])
+                position = start + np.array([0.01 * k, 0, 0])
+                rig.array.write(float_array(position if adapter == "forward_position" else speed))
             rig.run(2)
         rig.run(30)
         assert rig.robot.counts["rejected"] == 0, adapter

@@ -1,6 +1,9 @@
 """The log of the simulated robot tells what the arm did, also after a crash."""
 
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -59,3 +62,29 @@ def test_a_log_that_was_cut_off_reads_up_to_there_and_others_are_refused(tmp_pat
             read_robot_log(tmp_path / name)
     with pytest.raises(InputError, match="cannot be written"):
         RobotRig(tmp_path, RobotOptions(log=tmp_path / "no" / "robot.log"))
+
+
+def test_a_killed_process_loses_a_tenth_of_a_second(tmp_path: Path) -> None:
+    path = tmp_path / "robot.log"
+    write = (
+        "import sys, time, pathlib\n"
+        "from embodied.robot_bridge.robot_log import RobotLog\n"
+        "log = RobotLog(pathlib.Path(sys.argv[1]), ['a'], 1, ['none'])\n"
+        "while True:\n"
+        "    log.write('none', wall=time.monotonic(), position=[1.5])\n"
+        "    time.sleep(0.002)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", write, str(path)])
+    try:
+        end = time.monotonic() + 30
+        while not path.exists() or path.stat().st_size < 5000:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        process.wait(10)
+    log = read_robot_log(path)
+    assert len(log.wall) > 50
+    assert killed - log.wall[-1] < 0.5  # 0.1 s, and what a busy machine adds
+    np.testing.assert_array_equal(log.position, 1.5)
