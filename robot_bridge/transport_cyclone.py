@@ -189,7 +189,10 @@ class CycloneTransport:
             for source in sources:
                 if self._closing:
                     return
-                source.drain()
+                try:
+                    source.drain()
+                except Exception:  # one reader's trouble is not the others'
+                    log.exception("node %s", self.node)
 
     def graph(self) -> Graph:
         return self._view.graph()

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from embodied.contracts.errors import InputError
+from embodied.robot_bridge import action_client as actions
 from embodied.robot_bridge import command_messages as commands
 from embodied.robot_bridge import messages as m
 
@@ -200,6 +201,16 @@ def test_services_round_trip() -> None:
     assert commands.read_set_bool_request(commands.set_bool_request(True)) is True
     assert commands.read_outcome(commands.outcome(False, "why")) == (False, "why")
     assert m.encode(m.new(f"{m.SET_BOOL}_Response", False, "why")) == commands.outcome(False, "why")
+
+
+def test_action_goals_hold_what_a_controller_reads() -> None:
+    goal = actions.gripper_goal(0.04, 20.0)
+    assert (goal.command.position, goal.command.max_effort) == (0.04, 20.0)
+    sent = m.Trajectory(0, "", ("a",), np.array([0.5]), np.array([[1.0]]), np.zeros((1, 1)))
+    name = f"{actions.FOLLOW_JOINT_TRAJECTORY}_Goal"
+    got = m.decode(m.encode(actions.trajectory_goal(sent, 1.5)), name)
+    assert (got.trajectory.joint_names, got.goal_time_tolerance.sec, got.path_tolerance) == (["a"], 1, [])
+    np.testing.assert_array_equal(got.trajectory.points[0].positions, [1.0])
 
 
 def test_clock_camera_info_and_transforms_round_trip() -> None:
