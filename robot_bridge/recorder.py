@@ -66,7 +66,7 @@ def recorded_topics(
 
     Args:
         poses: names under /sim/pose.
-        clock: record the clock topic.
+        clock: record the clock topic, which simulated time comes from.
     """
     names = profile.topics
     topics: dict[str, tuple[str, QosProfile]] = {
@@ -258,8 +258,7 @@ class Recorder:
 
     def _offered(self, topic: str) -> list[QosProfile]:
         """What the publishers of a topic offer, as far as the graph says; at least that it is latched."""
-        graph = getattr(self._transport, "graph", None)
-        found = [end.qos for end in graph().endpoints if end.topic == topic and end.publishes] if graph else []
+        found = [end.qos for end in self._transport.graph().endpoints if end.topic == topic and end.publishes]
         requested = self._topics[topic][1]
         return list(dict.fromkeys(found)) or ([requested] if requested.latched else [])
 
@@ -290,7 +289,7 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     out.mkdir(parents=True, exist_ok=True)
     transport = open_transport("recorder", options)
     about = recording_metadata(profile, profile_path(options.profile))
-    recorder = Recorder(profile, transport, out, tuple(options.poses), options.clock, about)
+    recorder = Recorder(profile, transport, out, tuple(options.poses), options.use_sim_time, about)
     try:
         while not stop.is_set():
             recorder.wake.wait(0.2)
@@ -306,5 +305,4 @@ if __name__ == "__main__":
     parser = arguments("Record episodes as rosbag2 MCAP bags.")
     parser.add_argument("--out", required=True, help="folder that gets one bag per episode")
     parser.add_argument("--poses", nargs="*", default=[], help="names under /sim/pose to record")
-    parser.add_argument("--clock", action="store_true", help="record the clock topic too")
     run_process(main, parser)
