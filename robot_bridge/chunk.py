@@ -128,10 +128,11 @@ def schedule(
     else:
         whole = timeline(np.append(due, due[-1] + 1.0), np.vstack([positions, positions[-1:]]))
         begun = True
-    until = min(now + config.chunk_blend, end)
+    blend = max(config.chunk_blend, _SHORTEST)
+    until = min(now + blend, end)
     knots = {now, end, *whole.times[(whole.times > now) & (whole.times < end)].tolist()}
     if begun:
-        knots |= {until} if until > now else set()
+        knots.add(until)
         if previous is not None:
             knots |= set(previous.times[(previous.times > now) & (previous.times < until)].tolist())
     times = np.array(sorted(knots))
@@ -140,6 +141,6 @@ def schedule(
     if begun:
         # A path that has ended, or never was, fades from where it stands.
         old = previous.at(np.minimum(times, previous.end)[:, None]) if previous is not None else here
-        weight = np.clip((times - now) / max(config.chunk_blend, _SHORTEST), 0.0, 1.0)
+        weight = np.clip((times - now) / blend, 0.0, 1.0)
         rows = old + (rows - old) * weight[:, None]
     return timeline(times, rows)

@@ -140,9 +140,8 @@ def why_not_resume(machine: Machine, inputs: Inputs, config: Safety) -> str:
     """Why a HOLD does not end by itself now that a chunk came; empty if it does."""
     if not machine.resumable or inputs.now - machine.since > config.hold_resume:
         return f"the state is {machine.state}"
-    if fault := input_fault(inputs, config):
-        return fault[1]
-    return ""
+    fault = input_fault(inputs, config)
+    return fault[1] if fault else inputs.tracking
 
 
 def request(machine: Machine, mode: str, inputs: Inputs, config: Safety, obstacle: str = "") -> tuple[Machine, str]:

@@ -182,13 +182,14 @@ def test_the_check_sees_each_kind_of_violation() -> None:
 
 def test_a_state_on_which_ruckig_fails_is_survived() -> None:
     """Found in simulation: ruckig 0.19 has no solution for exactly these numbers."""
-    limits = Limits(("g",), *(np.array([x]) for x in (0.0, 0.08, 0.5, 20.0, 2000.0, 0.2)))
+    low, high, velocity, acceleration, jerk, step = (np.array([x]) for x in (0.0, 0.08, 0.5, 20.0, 2000.0, 0.2))
+    limits = Limits(("g",), low, high, velocity, acceleration, jerk, step)
     motion = MotionFilter(limits, 0.01)
-    position, velocity, acceleration = 0.04108333333333333, -0.1999999999999998, 20.0
-    before = position - 0.01 * velocity + 0.5e-4 * acceleration
-    rows = np.array([[before + (before - position) + 1e-4 * acceleration], [before], [position]])
-    state = Motion(rows[2], np.array([velocity]), np.array([acceleration]))
-    path = Path(rows, np.full((3, 1), velocity), np.full((3, 1), acceleration), brake(state, limits))
+    position, speed, bend = 0.04108333333333333, -0.1999999999999998, 20.0
+    before = position - 0.01 * speed + 0.5e-4 * bend
+    rows = np.array([[before + (before - position) + 1e-4 * bend], [before], [position]])
+    state = Motion(rows[2], np.array([speed]), np.array([bend]))
+    path = Path(rows, np.full((3, 1), speed), np.full((3, 1), bend), brake(state, limits))
     after = motion.follow(path, np.array([[0.032]]))
     assert motion.violation(after) == ""
     assert after.position[3, 0] == pytest.approx(0.03975, abs=1e-5)
