@@ -239,7 +239,12 @@ class TransportConformance:
         receiver, sender = make("listener"), make("talker")
         receiver.subscriber("/t", m.STRING, DEFAULT, lambda data, at: got.append(data))
         publisher = sender.publisher("/t", m.STRING, SENSOR_DATA)
-        assert wait(lambda: bool(receiver.problems()) and bool(sender.problems()))
+
+        def named() -> bool:
+            lines = [line for node in (receiver, sender) for line in node.problems()]
+            return len(lines) == 2 and all("/talker" in line and "/listener" in line for line in lines)
+
+        assert wait(named)
         publisher.write(m.string("x"))
         time.sleep(0.05)
         assert (got, publisher.matched) == ([], 0)
