@@ -15,6 +15,7 @@ not a rated safety function: it must sit behind the robot's own limits and a phy
 """
 
 import dataclasses
+import math
 from typing import Protocol
 
 import numpy as np
@@ -296,6 +297,8 @@ class SafetyFilter:
         return Tick(self.state, self.reason, plan, self._chunk if self.state is State.RUNNING else None, events, motion)
 
     def _tick(self, now: float) -> Plan | None:
+        if not math.isfinite(now):
+            raise ValueError(f"the time is {now}")
         steps = self._elapsed_ticks(now)
         self._set(transitions.watch(self._machine, self._inputs(now), self.config))
         if self._path is None or steps == 0:
@@ -391,9 +394,9 @@ class SafetyFilter:
         config, estop, deadman, policy, targets = self.config, "", "", "", ""
         if self._estop:
             estop = "the e-stop is pressed"
-        elif config.estop_required and not now - self._estop_at <= config.estop_timeout:
+        elif config.estop_required and not abs(now - self._estop_at) <= config.estop_timeout:
             estop = "the e-stop's heartbeat is missing"
-        if config.deadman_required and not now - self._deadman_at <= config.deadman_timeout:
+        if config.deadman_required and not abs(now - self._deadman_at) <= config.deadman_timeout:
             deadman = "the deadman is not held"
         if now > self._deadline:
             policy = "no chunk from the policy"
@@ -401,7 +404,7 @@ class SafetyFilter:
             targets = f"targets clamped {self._clamps_in_row} times in a row"
         return Inputs(
             now,
-            joint_age=now - self._measured_at,
+            joint_age=abs(now - self._measured_at),  # of the future is no better than of the past
             deadman=deadman,
             estop=estop,
             tracking=self._tracking(now),
