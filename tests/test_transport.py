@@ -10,17 +10,16 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from transport_conformance import Make, TransportConformance
+from transport_conformance import Make, TransportConformance, fresh_domain
 
 from embodied.contracts.errors import ConfigError
 from embodied.contracts.protocols import Transport
 from embodied.robot_bridge import transport
-from embodied.robot_bridge.processes import free_domain
 from embodied.robot_bridge.transport import choose, full_name, open_transport, resolve
 from embodied.robot_bridge.transport_cyclone import CycloneTransport
 from embodied.robot_bridge.transport_memory import MemoryBus, MemoryTransport
 
-DOMAIN = free_domain()
+DOMAIN = fresh_domain()
 
 
 class TestMemory(TransportConformance):

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import struct
@@ -17,7 +18,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from transport_conformance import SAMPLE, ignore, wait
+from transport_conformance import SAMPLE, fresh_domain, ignore, wait
 
 from embodied.contracts.errors import ConfigError, TransportError
 from embodied.robot_bridge import command_messages as commands
@@ -26,7 +27,6 @@ from embodied.robot_bridge import messages as m
 from embodied.robot_bridge.carriers import carrier_class, carry, ros_type_name, service_class
 from embodied.robot_bridge.dds_domain import configuration, default_domain
 from embodied.robot_bridge.dds_endpoints import from_dds, take, to_dds
-from embodied.robot_bridge.processes import free_domain
 from embodied.robot_bridge.qos import (
     COMMAND,
     DEFAULT,
@@ -40,7 +40,7 @@ from embodied.robot_bridge.qos import (
 )
 from embodied.robot_bridge.transport_cyclone import CycloneTransport
 
-DOMAIN = free_domain()
+DOMAIN = fresh_domain()
 XCDR2 = QosProfile(representations=("xcdr2",))
 
 
@@ -58,7 +58,7 @@ def nodes() -> Iterator[tuple[CycloneTransport, CycloneTransport]]:
 @pytest.fixture(scope="module")
 def near() -> Iterator[CycloneTransport]:
     """A node, and in another process the peer of dds_peer.py."""
-    domain = DOMAIN + 1
+    domain = fresh_domain()
     peer = subprocess.Popen([sys.executable, str(Path(__file__).with_name("dds_peer.py")), str(domain)])
     node = CycloneTransport("near", domain)
     try:
@@ -113,6 +113,26 @@ def test_latched_samples_services_and_parameters_cross_processes(near: CycloneTr
     assert parameters.get_remote(near, "/far/peer", ["rate", "joints"], 10.0) == [20.0, ["a", "b"]]
 
 
+def test_two_processes_meet_where_there_is_only_a_loopback_without_multicast() -> None:
+    """In a network namespace of their own, which has nothing but `lo`."""
+    if shutil.which("ip") is None or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("needs `ip` and the right to make a network namespace")
+    code = (
+        "import sys, time; from embodied.robot_bridge.transport_cyclone import CycloneTransport as T\n"
+        "node, end = T(sys.argv[1], 1), time.monotonic() + 20\n"
+        "while '/' + sys.argv[2] not in node.graph().nodes and time.monotonic() < end: time.sleep(0.01)\n"
+        "print(*node.graph().nodes); time.sleep(2); node.close()"  # so that the other sees this one too
+    )
+    shell = 'ip link set lo up; ip -o link show; "$0" -c "$1" one two & "$0" -c "$1" two one; wait'
+    done = subprocess.run(
+        ["unshare", "-rn", "sh", "-c", shell, sys.executable, code], capture_output=True, text=True, timeout=60
+    )
+    lines = done.stdout.splitlines()
+    assert "LOOPBACK" in lines[0]
+    assert "MULTICAST" not in lines[0]
+    assert lines[1:] == ["/one /two"] * 2, done.stderr
+
+
 def test_the_graph_knows_the_other_process(near: CycloneTransport) -> None:
     graph = near.graph()
     (about,) = [end for end in graph.endpoints if end.topic == "/about" and end.publishes]
@@ -131,7 +151,7 @@ def silent_reader(domain: int, ready: Any) -> None:
 
 
 def test_a_hung_reliable_subscriber_does_not_block_the_command_writer() -> None:
-    context, domain = multiprocessing.get_context("spawn"), DOMAIN + 2
+    context, domain = multiprocessing.get_context("spawn"), fresh_domain()
     ready = context.Event()
     child = context.Process(target=silent_reader, args=(domain, ready), daemon=True)
     child.start()
@@ -188,7 +208,7 @@ def announced(endpoint: Any) -> dict[str, str]:
 
 
 def test_endpoints_announce_what_a_ros_node_announces() -> None:
-    domain = DOMAIN + 3
+    domain = fresh_domain()
     node, client = CycloneTransport("arm_node", domain), CycloneTransport("client", domain)
     try:
         publisher = node.publisher("/joint_states", m.JOINT_STATE, DEFAULT)
@@ -288,7 +308,7 @@ def test_humble_peers_are_spoken_to_in_their_own_length(monkeypatch: pytest.Monk
     for distro, size in (("humble", 24), ("iron", 16), ("jazzy", 16), ("rolling", 16), ("", 16)):
         monkeypatch.setenv("ROS_DISTRO", distro)
         assert dds_discovery.gid_bytes() == size
-    domain = DOMAIN + 4
+    domain = fresh_domain()
     monkeypatch.setenv("ROS_DISTRO", "humble")
     one, two = CycloneTransport("one", domain), CycloneTransport("two", domain, ros_distro="humble")
     new = CycloneTransport("new", domain, ros_distro="jazzy")
@@ -325,7 +345,7 @@ def test_a_request_carries_client_id_and_sequence_and_the_reply_repeats_them() -
     assert identity == bytes(range(12)) + b"\x00\x00\x01\x02"
     assert dds_services.id_text(identity) == "0.1.2.3.4.5.6.7.8.9.a.b.0.0.1.2"
 
-    domain = DOMAIN + 5
+    domain = fresh_domain()
     node = CycloneTransport("server", domain)
     try:
         node.service("/switch", m.SET_BOOL, lambda r: commands.outcome(commands.read_set_bool_request(r), "ok"))
@@ -360,7 +380,7 @@ def test_a_server_waits_for_a_client_whose_reader_is_late() -> None:
     from cyclonedds.sub import DataReader
     from cyclonedds.topic import Topic
 
-    domain = DOMAIN + 6
+    domain = fresh_domain()
     node = CycloneTransport("server", domain)
     try:
         node.service("/switch", m.SET_BOOL, lambda request: commands.outcome(True, "late"))
@@ -532,7 +552,7 @@ def test_domains_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
             CycloneTransport("x", domain)
     CycloneTransport("x", 232).close()
     with pytest.raises(ConfigError, match="discovery 'everywhere' is unknown"):
-        CycloneTransport("x", 231, discovery="everywhere")
+        CycloneTransport("x", fresh_domain(), discovery="everywhere")
     CycloneTransport("x", DOMAIN).close()
     with pytest.raises(ConfigError, match="already open in this process with discovery 'localhost'"):
         CycloneTransport("x", DOMAIN, discovery="subnet")
@@ -618,7 +638,7 @@ def locators(packet: bytes) -> dict[int, list[tuple[int, str]]]:
 
 def test_every_advertised_locator_is_of_this_host() -> None:
     """Reads the announcement off the wire, with an environment that asks for more."""
-    domain = DOMAIN + 7
+    domain = fresh_domain()
     code = (
         "import time; from embodied.robot_bridge.transport_cyclone import CycloneTransport as T\n"
         f"t = T('x', {domain}); t.publisher('/t', 'std_msgs/msg/String', __import__('embodied.robot_bridge.qos', "

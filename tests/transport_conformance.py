@@ -1,6 +1,9 @@
 """What every transport does. A test class that inherits `TransportConformance` and gives the fixture `make` runs it."""
 
+import itertools
 import logging
+import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +28,22 @@ def wait(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     while not (true := condition()) and time.monotonic() < end:
         time.sleep(0.005)
     return true
+
+
+_domains = itertools.count(os.getpid())
+
+
+def fresh_domain() -> int:
+    """A ROS domain of 1 to 200 on which nobody listens; another one at every call."""
+    for number in itertools.islice(_domains, 200):
+        domain = 1 + number % 200
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind(("0.0.0.0", 7400 + 250 * domain + 10))
+            except OSError:
+                continue
+            return domain
+    raise RuntimeError("no free ROS domain")
 
 
 def ignore(data: bytes, received_ns: int) -> None:
