@@ -9,7 +9,7 @@ import numpy as np
 
 from embodied.contracts.errors import ConfigError, MissingExtraError, suggest
 from embodied.robot_bridge.limits import LimitSource, match_joints
-from embodied.robot_bridge.read_urdf import as_mjcf, parse_xml, read_urdf
+from embodied.robot_bridge.read_urdf import Urdf, as_mjcf, parse_xml, read_urdf
 
 # Nothing of these is needed to know where a body is, and most of it names files that may be absent.
 _STRIPPED = ("asset", "actuator", "sensor", "tendon", "equality", "contact", "keyframe", "visual", "deformable", "skin")
@@ -20,7 +20,7 @@ class Kinematics:
     """Forward kinematics of a URDF or MJCF.
 
     Args:
-        description: the file; its outermost element tells which of the two it is.
+        description: the file, whose outermost element tells which of the two it is; or what was read from one.
         joints: arm joints in the order of `q`. A prefix more or less than in the file is understood.
         frames: links (URDF), bodies or sites (MJCF) whose origins are wanted.
         base: frame in which positions are expressed; the tree's root if empty.
@@ -31,8 +31,9 @@ class Kinematics:
         MissingExtraError: MuJoCo is not installed.
     """
 
-    def __init__(self, description: Path, joints: Sequence[str], frames: Sequence[str], base: str = "") -> None:
+    def __init__(self, description: Path | Urdf, joints: Sequence[str], frames: Sequence[str], base: str = "") -> None:
         self._model = _compile(description)
+        description = description.path if isinstance(description, Urdf) else description
         import mujoco
 
         self._data = mujoco.MjData(self._model)  # pyright: ignore[reportAttributeAccessIssue]
@@ -139,23 +140,28 @@ def _entry(**limits: Any) -> dict[str, Any]:
     return {quantity: value for quantity, value in limits.items() if value is not None}
 
 
-def _compile(path: Path) -> Any:
+def _compile(description: Path | Urdf) -> Any:
     try:
         import mujoco
     except ImportError:
         raise MissingExtraError("mujoco", "ros", "Forward kinematics") from None
 
-    root = parse_xml(path)
-    if root.tag == "robot":
-        text = as_mjcf(read_urdf(path))
-    elif root.tag == "mujoco":
-        text = _stripped(root, path)
-    else:
-        raise ConfigError(f"{path} is neither URDF nor MJCF: its outermost element is <{root.tag}>.")
+    text, path = _mjcf(description)
     try:
         return mujoco.MjModel.from_xml_string(text)  # pyright: ignore[reportAttributeAccessIssue]
     except ValueError as error:
         raise ConfigError(f"{path}: MuJoCo refuses it: {' '.join(str(error).split())[:200]}") from None
+
+
+def _mjcf(description: Path | Urdf) -> tuple[str, Path]:
+    if isinstance(description, Urdf):
+        return as_mjcf(description), description.path
+    root = parse_xml(description)
+    if root.tag == "robot":
+        return as_mjcf(read_urdf(description)), description
+    if root.tag == "mujoco":
+        return _stripped(root, description), description
+    raise ConfigError(f"{description} is neither URDF nor MJCF: its outermost element is <{root.tag}>.")
 
 
 def _include(root: ElementTree.Element, path: Path, depth: int = 0) -> None:

@@ -18,6 +18,7 @@ from embodied.robot_bridge.kinematics import Kinematics, Workspace, description_
 from embodied.robot_bridge.limits import Limits, LimitSource, match_joints, read_limits
 from embodied.robot_bridge.profile_check import check_profile
 from embodied.robot_bridge.read_joint_limits import load_yaml, read_joint_limits
+from embodied.robot_bridge.read_urdf import read_chain
 
 PROFILES = Path(__file__).resolve().parent
 
@@ -53,12 +54,14 @@ class Description:
         urdf: a URDF, or an MJCF file; relative to the profile. "" without one.
         joint_limits: YAML in the form of MoveIt, of Franka or of Universal Robots; relative to the profile.
         base, tool: names of links.
+        chain: where no file is at hand, link -> {joint, xyz, rpy} from the base outwards (`read_urdf.read_chain`).
     """
 
     urdf: str = ""
     joint_limits: str = ""
     base: str = ""
     tool: str = ""
+    chain: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,9 +263,13 @@ class Profile:
         Raises:
             ConfigError: the profile names no description, or it lacks a joint or a frame.
         """
-        if not self.description.urdf:
-            raise ConfigError(f"profile {self.name}: where links are needs description.urdf, a URDF or MJCF file.")
-        return Kinematics(Path(self.description.urdf), self.joints, frames, self.description.base)
+        description = self.description
+        if description.urdf:
+            return Kinematics(Path(description.urdf), self.joints, frames, description.base)
+        if description.chain:
+            chain = read_chain(description.base, description.chain, Path(f"profile {self.name}"))
+            return Kinematics(chain, self.joints, frames, description.base)
+        raise ConfigError(f"profile {self.name}: where links are needs description.urdf, a URDF or MJCF file.")
 
     def read_workspace(self) -> Workspace | None:
         """The workspace box, None where the profile states none.

@@ -67,7 +67,7 @@ def _check_servo(profile: "Profile", path: Path) -> None:
             raise ConfigError(f"{path}: servo.{name} is {value:g}; it must be positive and finite.")
     if profile.gripper and profile.gripper.adapter == "joint":
         raise ConfigError(f"{path}: MoveIt Servo drives no gripper; set gripper.adapter and gripper.topic.")
-    if profile.adapter == "servo_twist" and not (description.urdf and description.tool):
+    if profile.adapter == "servo_twist" and not ((description.urdf or description.chain) and description.tool):
         raise ConfigError(f"{path}: adapter servo_twist needs description.urdf and description.tool.")
 
 

@@ -1,10 +1,13 @@
 """A URDF as plain data: links, joints, their origins and limits. Meshes, inertias and plugins are not looked at."""
 
 import dataclasses
+import math
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from embodied.contracts.errors import ConfigError
+from embodied.contracts.errors import ConfigError, suggest
 
 MOVING = {"revolute": "hinge", "continuous": "hinge", "prismatic": "slide"}
 
@@ -83,6 +86,42 @@ def read_urdf(path: Path) -> Urdf:
     if len(roots) != 1 or len(set(children)) != len(children):
         raise ConfigError(f"{path}: the links must form one tree; without a parent: {', '.join(roots) or 'none'}.")
     return Urdf(path, links, by_name, roots[0])
+
+
+def read_chain(base: str, chain: Mapping[str, Any], source: Path) -> Urdf:
+    """A tree without branches from a profile: link -> {joint, xyz, rpy}, each link carried by the one before.
+
+    A joint turns about the link's z; a link without one is fixed.
+
+    Raises:
+        ConfigError: a key is unknown, or xyz or rpy is not three numbers.
+    """
+    if not base or base in chain:
+        raise ConfigError(f"{source}: description.chain starts at description.base, which must be a link before it.")
+    joints, parent = {}, base
+    for link, entry in chain.items():
+        where = f"{source}: description.chain.{link}"
+        if not isinstance(entry, Mapping):
+            raise ConfigError(f"{where} is {entry!r}; it must be {{joint, xyz, rpy}}.")
+        for key in entry:
+            if key not in ("joint", "xyz", "rpy"):
+                raise ConfigError(f"{where} has an unknown key '{key}'.{suggest(str(key), ('joint', 'xyz', 'rpy'))}")
+        xyz, rpy = (_vector(entry.get(key, [0.0, 0.0, 0.0]), f"{where}.{key}") for key in ("xyz", "rpy"))
+        name = str(entry.get("joint", f"{link} fixed"))
+        if name in joints:
+            raise ConfigError(f"{where}: joint '{name}' is there already.")
+        kind = "revolute" if "joint" in entry else "fixed"
+        joints[name] = UrdfJoint(name, kind, parent, str(link), xyz, rpy, (0.0, 0.0, 1.0), None, None, None)
+        parent = str(link)
+    return Urdf(source, (base, *map(str, chain)), joints, base)
+
+
+def _vector(value: Any, where: str) -> tuple[float, ...]:
+    numbers = value if isinstance(value, list) else []
+    sound = [isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers]
+    if len(sound) != 3 or not all(sound):
+        raise ConfigError(f"{where} is {value!r}; it must be three finite numbers.")
+    return tuple(float(x) for x in numbers)
 
 
 def _joint(element: ElementTree.Element, path: Path) -> UrdfJoint:

@@ -33,7 +33,7 @@ URDF = """
   <joint name="slide" type="prismatic"><origin xyz="0.2 0 0"/><parent link="l1"/><child link="l2"/>
     <axis xyz="0 0.6 0.8"/><limit lower="0" upper="0.4" velocity="0" effort="1"/></joint>
   <joint name="roll" type="continuous"><origin rpy="1.5708 0 0"/><parent link="l2"/><child link="l3"/>
-    <axis xyz="1 0 0"/><limit velocity="3" effort="1"/></joint>
+    <limit velocity="3" effort="1"/></joint>
   <joint name="end" type="fixed"><origin xyz="0 0.1 0.05" rpy="0 0 0.7"/><parent link="l3"/><child link="flange"/>
   </joint>
   <joint name="pinch" type="prismatic"><parent link="flange"/><child link="finger"/><axis xyz="0 1 0"/>

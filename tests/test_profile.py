@@ -205,8 +205,58 @@ def test_real_arms_are_slow_and_need_a_deadman_and_a_stop(name: str) -> None:
     assert profile.policy.max_lead <= 0.1
     assert profile.safety.tracking_error <= 0.3
     warnings = profile_warnings(profile, profile.read_limits())
-    assert any(text.startswith("no workspace") for text in warnings)  # needs a URDF, which nobody may copy for the user
-    assert not any("deadman" in text or "e-stop" in text or "limit_scale" in text for text in warnings)
+    assert not any(word in text for text in warnings for word in ("deadman", "e-stop", "limit_scale", "workspace"))
+    box = profile.read_workspace()
+    assert box is not None
+    assert box.low[2] == 0.01  # nothing below the arm's foot
+    assert profile.description.tool in box.kinematics.frames
+    assert profile.read_kinematics([profile.description.base]).positions(np.zeros(len(profile.joints))).tolist() == [
+        [0, 0, 0]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "q", "tool"),
+    [
+        # Known poses: Franka's ready pose, flange at (0.3069, 0, 0.5903), fingertips 0.1034 m below; the sums of the
+        # Denavit-Hartenberg lengths of the UR5e and the xArm7 (206, 0, 120.5 mm, gripper 172 mm) at zero.
+        ("franka-panda", [0.0, -np.pi / 4, 0.0, -3 * np.pi / 4, 0.0, np.pi / 2, np.pi / 4], [0.306891, 0, 0.486882]),
+        ("franka-fr3", [0.0, -np.pi / 4, 0.0, -3 * np.pi / 4, 0.0, np.pi / 2, np.pi / 4], [0.306891, 0, 0.486882]),
+        ("ur5e", [0.0] * 6, [0.425 + 0.3922, 0.1333 + 0.0996, 0.1625 - 0.0997]),
+        ("xarm7", [0.0] * 7, [0.206, 0.0, 0.1205 - 0.172]),
+    ],
+)
+def test_chains_of_shipped_profiles_lead_to_known_poses(name: str, q: list[float], tool: list[float]) -> None:
+    profile = load_profile(name)
+    xyz = profile.read_kinematics([profile.description.tool]).positions(np.array(q))[0]
+    np.testing.assert_allclose(xyz, tool, atol=1e-5)
+
+
+@needs_arms
+def test_the_pandas_chain_is_that_of_its_urdf() -> None:
+    profile, frames = load_profile("franka-panda"), ["panda_link3", "panda_link5", "panda_hand"]
+    chain = profile.read_kinematics(frames)
+    urdf = dataclasses.replace(profile.description, urdf=str(ARMS / "moveit_panda" / "panda.urdf"))
+    other = dataclasses.replace(profile, description=urdf).read_kinematics(frames)
+    for q in np.random.default_rng(0).uniform(-2.5, 2.5, (50, 7)):
+        np.testing.assert_allclose(chain.positions(q), other.positions(q), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("chain", "message"),
+    [
+        ({"a": 3}, "chain.a is 3"),
+        ({"a": {"joint": "shoulder", "xzy": [0, 0, 1]}}, "unknown key 'xzy'.*Did you mean 'xyz'"),
+        ({"a": {"joint": "shoulder", "xyz": [0, 0]}}, r"chain.a.xyz is \[0, 0\]; it must be three finite numbers"),
+        ({"a": {"joint": "shoulder", "rpy": [0, 0, float("nan")]}}, "chain.a.rpy"),
+        ({"a": {"joint": "shoulder"}, "b": {"joint": "shoulder"}}, "joint 'shoulder' is there already"),
+        ({"base": {"joint": "shoulder"}}, "starts at description.base"),
+        ({"a": {"joint": "shoulder"}, "tip": {}}, "no moving joint 'elbow'"),
+    ],
+)
+def test_broken_chains_say_what_is_broken(tmp_path: Path, chain: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_profile(write_profile(tmp_path / "p.yaml", description={"base": "base", "chain": chain}, workspace=BOX))
 
 
 @pytest.mark.parametrize("name", [*REAL, "panda-mujoco"])
@@ -244,11 +294,10 @@ def test_no_profile_is_looser_than_its_makers_file(name: str, files: list[str]) 
 @needs_arms
 def test_the_panda_keeps_to_its_urdf_and_may_have_a_workspace(tmp_path: Path) -> None:
     text = (PROFILES / "franka-panda.yaml").read_text()
-    description = "description: {base: panda_link0, tool: panda_hand_tcp}"
-    assert description in text
-    box = "workspace: {low: [0.1, -0.4, 0.05], high: [0.8, 0.4, 0.9], frames: [panda_hand, panda_link5]}"
-    urdf = ARMS / "moveit_panda" / "panda.urdf"
-    (tmp_path / "p.yaml").write_text(text.replace(description, f"{description[:-1]}, urdf: {urdf}}}\n{box}"))
+    data = yaml.safe_load(text)
+    data["description"]["urdf"] = str(ARMS / "moveit_panda" / "panda.urdf")
+    data["workspace"] = {"low": [0.1, -0.4, 0.05], "high": [0.8, 0.4, 0.9], "frames": ["panda_hand", "panda_link5"]}
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(data))
     profile = load_profile(tmp_path / "p.yaml")
     np.testing.assert_array_equal(profile.read_limits().high, load_profile("franka-panda").read_limits().high)
     workspace = profile.read_workspace()

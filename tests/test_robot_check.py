@@ -5,11 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from bridge_fixtures import PROFILE, write_profile
 
 from embodied.cli import main
+from embodied.robot_bridge.profile import PROFILES
 
 SHIPPED = ("franka-panda", "franka-fr3", "ur5e", "xarm7", "so101", "panda-mujoco")
 ARMS = Path(__file__).resolve().parents[2] / "shared" / "data" / "arm-descriptions"
@@ -27,7 +29,7 @@ def test_every_shipped_profile_passes_and_says_what_it_is_not(name: str, capsys:
     text = capsys.readouterr().out
     assert f"{name} (" in text
     assert "No rated safety function" in text
-    assert "warning: no workspace" in text
+    assert ("warning: no workspace" in text) == (name == "panda-mujoco")
     assert max(len(line) for line in text.splitlines()) < 240
 
 
@@ -54,13 +56,16 @@ def test_numbers_are_those_in_use_and_braking_is_computed_from_them(
 
 def test_sources_disagreement_and_winner_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     limits = tmp_path / "joint_limits.yaml"
-    limits.write_text("joint_limits: {elbow: {max_velocity: 1.5, max_acceleration: 20.0}}")
+    limits.write_text(
+        "joint_limits: {elbow: {min_position: -3.0, max_position: 1.0, max_velocity: 1.5, max_acceleration: 20.0}}"
+    )
     path = write_profile(tmp_path / "p.yaml")
     assert main(["robot", "check", str(path), "--joint-limits", str(limits)]) == 0
     text = capsys.readouterr().out
     assert "  elbow velocity: joint_limits.yaml 1.5, profile tiny 2; 1.5 is used\n" in text
     assert "  elbow acceleration: joint_limits.yaml 20, profile tiny 12; 12 is used\n" in text
     assert "  shoulder, finger\n    position      profile tiny\n" in text
+    assert "    position      * joint_limits.yaml and profile tiny\n" in text  # an end from each
     assert "    velocity      * joint_limits.yaml\n    acceleration  * profile tiny\n" in text
 
 
@@ -124,10 +129,15 @@ def test_refusals_are_short_and_exit_with_2(
 
 
 @needs_arms
-def test_the_panda_with_its_own_files(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_panda_with_its_own_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = yaml.safe_load((PROFILES / "franka-panda.yaml").read_text())
+    data["workspace"]["frames"] = ["panda_hand"]  # MoveIt's older URDF has no panda_hand_tcp
+    (tmp_path / "p.yaml").write_text(yaml.safe_dump(data))
     folder = ARMS / "moveit_panda"
     files = ["--urdf", str(folder / "panda.urdf"), "--joint-limits", str(folder / "joint_limits.yaml")]
-    code, result = _json(capsys, "franka-panda", *files)
+    assert main(["robot", "check", "franka-panda", *files]) == 2
+    assert "panda.urdf has no frame 'panda_hand_tcp'. Did you mean 'panda_hand'?" in capsys.readouterr().err
+    code, result = _json(capsys, str(tmp_path / "p.yaml"), *files)
     assert code == 0
     first = result["joints"][0]
     assert first["acceleration"] == pytest.approx(0.3 * 3.75)  # MoveIt plans with a quarter of Franka's 15
