@@ -198,6 +198,8 @@ class Monitor:
                 self._command = command.positions[0][order]
 
     def _event(self, text: str) -> None:
+        if self._events and self._events[-1][1] == text:  # said again and again: once, with the newest time
+            self._events.pop()
         self._events.append((time.strftime("%H:%M:%S"), text))
 
 
