@@ -13,10 +13,10 @@ import numpy as np
 from embodied.contracts.errors import SafetyError
 from embodied.robot_bridge import messages
 from embodied.robot_bridge.adapter_topic import TopicAdapter
-from embodied.robot_bridge.messages import Trajectory
 from embodied.robot_bridge.motion_filter import Plan
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.safety import Tick
+from embodied.robot_bridge.tick_messages import TrajectoryWriter
 
 MIN_POINTS = 3
 SOONEST = 0.002  # an earlier point is past before a 500 Hz controller has looked at the trajectory once [s]
@@ -48,6 +48,7 @@ class JtcAdapter(TopicAdapter):
 
     def __init__(self, profile: Profile, transport: Any) -> None:
         super().__init__(profile, transport)
+        self._writer = TrajectoryWriter(self.names)
         limits, between = self.limits, (2 * profile.safety.command_every + 1) / profile.safety.rate_hz
         braking = limits.velocity / limits.acceleration + limits.acceleration / limits.jerk
         self.brake_time = max(HORIZON, between + float(braking.max()))
@@ -60,7 +61,5 @@ class JtcAdapter(TopicAdapter):
         rising = (np.diff(np.round(plan.times * 1e9)) > 0).all()
         if not (rising and np.isfinite(positions).all() and np.isfinite(velocities).all()):
             raise SafetyError("bug: a plan for the trajectory controller is not finite, or its times do not rise.")
-        self.topic.write(
-            messages.joint_trajectory(Trajectory(0, "", self.names, plan.times, positions, velocities)),
-        )
+        self.topic.write(self._writer.encode(0, "", plan.times, positions, velocities))
         return True

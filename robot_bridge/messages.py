@@ -169,12 +169,13 @@ def joint_state(stamp: int, names: Sequence[str], position: np.ndarray, velocity
 
 
 def read_joint_state(data: bytes) -> JointSample:
-    """A JointState. NaN in velocity, with which joint_state_broadcaster fills what a joint lacks, reads as 0."""
+    """A JointState. A velocity that is not finite, such as the NaN of a joint that has none, reads as 0."""
     message = decode(data, JOINT_STATE)
     if len(message.position) != len(message.name):
         raise InputError(f"a JointState with {len(message.name)} names and {len(message.position)} positions")
     velocity = message.velocity if len(message.velocity) == len(message.name) else np.zeros(len(message.name))
-    return JointSample(stamp_ns(message), tuple(message.name), message.position, np.nan_to_num(velocity, nan=0.0))
+    velocity = np.where(np.isfinite(velocity), velocity, 0.0)
+    return JointSample(stamp_ns(message), tuple(message.name), message.position, velocity)
 
 
 def image(stamp: int, frame_id: str, pixels: np.ndarray) -> bytes:

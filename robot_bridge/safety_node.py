@@ -30,13 +30,13 @@ from embodied.robot_bridge import messages
 from embodied.robot_bridge.adapters import Nobody, RobotCommands
 from embodied.robot_bridge.command_messages import outcome, read_joy
 from embodied.robot_bridge.joint_merge import JointMerge
-from embodied.robot_bridge.messages import Trajectory
 from embodied.robot_bridge.node import EventLog, Rate, RosTime, Stop, arguments, now_ns, open_transport, run_process
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.qos import COMMAND, DEFAULT, SENSOR_DATA
 from embodied.robot_bridge.safety import Chunk, SafetyFilter, State, Tick
 from embodied.robot_bridge.safety_report import SafetyReport
 from embodied.robot_bridge.scheduling import Collector, raise_priority
+from embodied.robot_bridge.tick_messages import JointStateReader, TrajectoryWriter
 
 log = logging.getLogger("safety")
 
@@ -82,6 +82,7 @@ class SafetyNode:
         self._measured = np.full(len(limits.names), np.nan)  # in the filter's coordinates
         own_state = profile.gripper is not None and profile.gripper.adapter != "joint"
         self._group = self._arm if own_state else len(profile.all_joints)  # joints whose age is the arm's
+        self._reader, self._writer = JointStateReader(), TrajectoryWriter(limits.names)
         self._command = transport.publisher(COMMAND_TOPIC, messages.JOINT_TRAJECTORY, DEFAULT)
         self._events = EventLog(transport, "safety", stamp)
         self._report = SafetyReport(transport, STATE_TOPIC, profile.safety.rate_hz)
@@ -144,7 +145,7 @@ class SafetyNode:
             return None
 
     def _on_joint_state(self, data: bytes, received_at: float) -> bool:
-        return self._joints.update(messages.read_joint_state(data), received_at)
+        return self._joints.update(self._reader.read(data), received_at)
 
     def _on_chunk(self, data: bytes, received_at: float) -> None:
         trajectory = messages.read_joint_trajectory(data)
@@ -299,9 +300,7 @@ class SafetyNode:
             assert tick.motion is not None
             first = (np.zeros(1), tick.motion.position[None], tick.motion.velocity[None])
         frame = f"shadow:{frame}" if self._shadow else frame
-        self._command.write(
-            messages.joint_trajectory(Trajectory(stamp_ns, frame, self.commands.limits.names, *first)),
-        )
+        self._command.write(self._writer.encode(stamp_ns, frame, *first))
 
     def _publish_state(self, tick: Tick, now: float, stamp_ns: int) -> None:
         ages = self.filter.ages(now)

@@ -7,6 +7,7 @@ from embodied.robot_bridge import messages
 from embodied.robot_bridge.qos import DEFAULT, LATCHED
 from embodied.robot_bridge.safety import State
 from embodied.robot_bridge.scheduling import Lateness, Percentiles
+from embodied.robot_bridge.tick_messages import diagnostics
 
 DIAGNOSTICS_TOPIC = "/diagnostics"
 STATE_HZ, DIAGNOSTICS_HZ = 10.0, 1.0
@@ -48,7 +49,7 @@ class SafetyReport:
             self._latencies = self._quantiles()
         shown = {"state": state, "reason": reason, **values, **self._latencies}
         shown |= {f"{name}_age_ms": f"{min(age * 1e3, _NEVER):.1f}" for name, age in ages.items()}
-        data = messages.diagnostics(stamp_ns, "safety", _LEVEL.get(state, 2), reason, shown)
+        data = diagnostics(stamp_ns, "safety", _LEVEL.get(state, 2), reason, shown)
         self._state.write(data)
         if every_second:
             self._diagnostics.write(data)

@@ -412,12 +412,12 @@ def test_two_thousand_malformed_messages_do_no_harm(tmp_path: Path, topic: str) 
 def test_a_burst_after_a_pause_is_decoded_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = rig_of(tmp_path).run(0.2)
     writer, decoded = rig.operator.publisher("/joint_states", m.JOINT_STATE, COMMAND), []
-    read = m.read_joint_state
-    monkeypatch.setattr(m, "read_joint_state", lambda data: decoded.append(1) or read(data))
+    assert rig.safety is not None
+    read = rig.safety._reader.read
+    monkeypatch.setattr(rig.safety._reader, "read", lambda data: decoded.append(1) or read(data))
     for k in range(1000):
         writer.write(m.joint_state(k, ("shoulder", "elbow", "finger"), np.full(3, 0.001 * k), np.zeros(3)))
     rig.clock.seconds += TICK
-    assert rig.safety is not None
     rig.safety.tick()
     assert len(decoded) == 16
     assert rig.safety._joints.position[0] == pytest.approx(0.999)
