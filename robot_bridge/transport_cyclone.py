@@ -72,8 +72,11 @@ class CycloneTransport:
         for condition in self._view.conditions:
             self._waitset.attach(condition)
         info = dds_discovery.info_class(self._gid_size)
-        self._info = self._writer(dds_discovery.TOPIC, info, QosProfile(1, latched=True), "")
-        nodes = self._reader(dds_discovery.TOPIC, info, QosProfile(KEEP_ALL, latched=True), "", self._view.read_info)
+        # Without it every peer from Iron on logs a warning; Humble, whose message is another, knows no hashes.
+        known = f"typehash={_hash(messages.PARTICIPANT_INFO)};" if self._gid_size == dds_discovery.GUID_BYTES else ""
+        self._info = self._writer(dds_discovery.TOPIC, info, QosProfile(1, latched=True), known)
+        everyone = QosProfile(KEEP_ALL, latched=True)
+        nodes = self._reader(dds_discovery.TOPIC, info, everyone, known, self._view.read_info)
         self._sources: list[CycloneSubscriber | Server | Client] = [nodes]
         self._waitset.attach(nodes.condition)
         self._announce()
