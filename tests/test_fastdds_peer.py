@@ -281,6 +281,18 @@ def test_the_peer_reads_our_types_and_type_hashes(peer: Peer, ours: CycloneTrans
         assert event["user_data"] == f"typehash={m.type_hash(TYPES[kind])};"
 
 
+def test_we_see_the_endpoints_of_a_program_that_is_no_ros_node(peer: Peer, ours: CycloneTransport) -> None:
+    peer.tell("writer /bare joint_state best_effort volatile")
+
+    def bare() -> list[Any]:
+        return [end for end in ours.graph().endpoints if end.topic == "/bare"]
+
+    assert wait(lambda: bool(bare()))
+    (end,) = bare()
+    assert (end.message_type, end.node, end.publishes, end.type_hash) == (m.JOINT_STATE, "", True, "")
+    assert (end.qos.reliable, end.qos.latched, end.qos.representations) == (False, False, ("xcdr1",))
+
+
 def test_the_peer_listens_on_loopback_only(peer: Peer) -> None:
     inodes = set()
     for link in Path(f"/proc/{peer.process.pid}/fd").iterdir():
