@@ -7,6 +7,7 @@ import dataclasses
 
 import numpy as np
 
+from embodied.robot_bridge.limits import Limits
 from embodied.robot_bridge.profile import Safety
 
 _MAX_POINTS = 1000
@@ -101,6 +102,18 @@ def untimely(chunk: Chunk, now: float, config: Safety) -> str:
     if late >= 0:
         return f"its last point passed {late:.3f} s ago"
     return ""
+
+
+def out_of_reach(
+    chunk: Chunk, positions: np.ndarray, now: float, here: np.ndarray, limits: Limits, config: Safety
+) -> str:
+    """Whether the first coming target (K, J) of a policy that takes over is too far from `here` (J,)."""
+    due = chunk.observed_at + np.asarray(chunk.times) + config.action_delay
+    away = np.abs(positions[int(np.argmax(due > now))] - here)
+    worst = int(np.argmax(away - limits.max_step))
+    if away[worst] <= limits.max_step[worst] + config.arm_max_initial_error:
+        return ""
+    return f"the first target of {limits.names[worst]} is too far away: {away[worst]:.3f}"
 
 
 def schedule(

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from embodied.contracts.errors import MissingExtraError
+from embodied.robot_bridge.chunk import Timeline
 from embodied.robot_bridge.limits import Limits
 
 _SLACK = 1.001
@@ -203,6 +204,15 @@ class MotionFilter:
         """Stopping distance from a steady `velocity` over that velocity [s]: how far following lags behind."""
         limits = self.limits
         return np.abs(velocity) / (2 * limits.acceleration) + limits.acceleration / (2 * limits.jerk)
+
+    def aim(self, timeline: Timeline, times: np.ndarray, look_ahead: float) -> np.ndarray:
+        """Where the generator should be able to stop (F, J), so that it is on the timeline at `times` (F, 1).
+
+        A generator that would stop at its target follows without lag if it is shown the timeline as much later as a
+        stop takes, which is at most `look_ahead` seconds here.
+        """
+        speed = np.minimum(np.abs(timeline.velocity(times)), self.limits.velocity)
+        return timeline.at(times + np.minimum(self.stopping_time(speed), look_ahead))
 
     def motion(self, path: Path) -> Motion:
         """What the robot is told for the next tick: the spline's state there."""

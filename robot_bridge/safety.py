@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from embodied.robot_bridge import machine as transitions
-from embodied.robot_bridge.chunk import Chunk, Timeline, malformed, schedule, untimely
+from embodied.robot_bridge.chunk import Chunk, Timeline, malformed, out_of_reach, schedule, untimely
 from embodied.robot_bridge.limits import Limits
 from embodied.robot_bridge.machine import ACTIVE, Cause, Inputs, Machine, State
 from embodied.robot_bridge.motion_filter import Motion, MotionFilter, Path, Plan
@@ -93,6 +93,7 @@ class SafetyFilter:
         self._now: float | None = None  # of the last tick
         self._grid = 0.0  # when the path's present row was due; ticks come a little earlier or later
         self._ahead = config.command_every + 3  # a plan outlasts the next one by some ticks, then brakes
+        self._no_targets = np.zeros((0, len(limits.names)))
         self._timeline: Timeline | None = None
         self._deadline = np.inf  # HOLD when it passes without a new chunk
         self._chunk: tuple[str, int] | None = None
@@ -224,7 +225,7 @@ class SafetyFilter:
             here, self._timeline = self._path.position[2], None
         timeline = schedule(chunk, positions, now, here, self._timeline, self.config)
         takes_over = self._timeline is None or self._chunk is None or chunk.run != self._chunk[0]
-        if takes_over and (fault := self._far(chunk, positions, now, here)):
+        if takes_over and (fault := out_of_reach(chunk, positions, now, here, self.limits, self.config)):
             self._hold(Cause.TARGETS, f"chunk rejected: {fault}", now)
             return self._reject("far", fault)
         if self._chunk is not None and chunk.run != self._chunk[0]:
@@ -256,16 +257,6 @@ class SafetyFilter:
         if chunk.run == self._chunk[0]:
             return "an older or repeated chunk" if chunk.sequence <= self._chunk[1] else ""
         return "another policy's chunk cannot end a HOLD; an operator must say run" if resuming else ""
-
-    def _far(self, chunk: Chunk, positions: np.ndarray, now: float, here: np.ndarray) -> str:
-        """Whether the first coming target of a policy that takes over is out of reach."""
-        due = chunk.observed_at + np.asarray(chunk.times) + self.config.action_delay
-        first = positions[int(np.argmax(due > now))]
-        excess = np.abs(first - here) - self.limits.max_step - self.config.arm_max_initial_error
-        worst = int(np.argmax(excess))
-        if excess[worst] <= 0:
-            return ""
-        return f"the first target of {self.limits.names[worst]} is too far away: {abs(first - here)[worst]:.3f}"
 
     def _standing(self) -> str:
         """Why the arm cannot be armed as it stands."""
@@ -333,7 +324,7 @@ class SafetyFilter:
         if len(targets) and self.state is State.RUNNING and (where := self._leaves(path)):
             self.counts["workspace"] += 1
             self._hold(Cause.WORKSPACE, where, now)
-            path = self.filter.follow(self._path, targets[:0])
+            path = self.filter.follow(self._path, self._no_targets)
         if fault := self.filter.violation(path):
             self.counts["violations"] += 1
             self._stop_for_bug(f"bug: the filter broke the {fault}", now)
@@ -343,26 +334,19 @@ class SafetyFilter:
         return self.filter.plan(path, now - self._grid)
 
     def _targets(self) -> tuple[np.ndarray, bool]:
-        """Where the generator should be able to stop (F, J), a row per tick to come; whether the first was limited.
-
-        A generator that would stop at its target follows a path without lag if it is shown the path as much later as a
-        stop takes. After the end of the path there are no targets: it brakes.
-        """
-        dt, empty = self.filter.dt, np.zeros((0, len(self.limits.names)))
+        """Targets (F, J), one row per tick to come, none where it is to brake; and whether the first was limited."""
         if self._yield is not None and self.state is State.HOLD:
-            return np.tile(self._yield, (self._ahead, 1)), False
+            return np.array([self._yield] * self._ahead), False
         if self.state is not State.RUNNING or self._timeline is None:
-            return empty, False
+            return self._no_targets, False
+        assert self._measured is not None
+        assert self._path is not None
+        dt, limits = self.filter.dt, self.limits
         times = self._grid + dt * (2 + np.arange(self._ahead))
         times = times[times <= self._timeline.end + dt][:, None]
         if not len(times):
-            return empty, False
-        limits = self.limits
-        speed = np.minimum(np.abs(self._timeline.velocity(times)), limits.velocity)
-        ahead = np.minimum(self.filter.stopping_time(speed), self.config.look_ahead)
-        wanted = self._timeline.at(times + ahead)
-        assert self._measured is not None
-        assert self._path is not None
+            return self._no_targets, False
+        wanted = self.filter.aim(self._timeline, times, self.config.look_ahead)
         # A joint that jumps away in the measurement must not pull the command along: it may stop it, no more.
         here = self._path.position[2]
         low = np.minimum(self._measured - limits.max_step, here)
@@ -463,8 +447,7 @@ class SafetyFilter:
         """
         assert self._measured is not None
         assert self.motion is not None
-        limits = self.limits
-        reach = limits.max_step + limits.velocity * self.filter.stopping_time(limits.velocity)
+        reach = self.limits.max_step + self.limits.velocity * self.filter.stopping_time(self.limits.velocity)
         if (np.abs(self.motion.position - self._measured) > reach).any():
             return None
-        return limits.clip_position(self._measured)
+        return self.limits.clip_position(self._measured)
