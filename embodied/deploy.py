@@ -46,7 +46,7 @@ class Deploy:
         domain: ROS domain; a free one by default.
         discovery: localhost, or subnet to reach other hosts.
         use_sim_time: take the time from /clock.
-        logs: folder for the processes' logs.
+        logs: folder for the processes' logs, and a simulated arm's.
     """
 
     bundle: Positional[Path]

@@ -77,7 +77,7 @@ def run_deployment(
         record: folder that gets one bag per episode (`episode_0000`, ...).
         domain: ROS domain; None picks one that nobody on this host uses.
         discovery: `localhost`, or `subnet` to leave this host.
-        log_folder: logs of the processes; None: a temporary folder.
+        log_folder: logs of the processes, and a simulated arm's (`robot_log.py`); None: a temporary folder.
         transport: `auto`, `dds` or `rclpy`.
         shadow: everything runs, nothing is sent to the robot.
         speed: replaces the profile's `limit_scale`.

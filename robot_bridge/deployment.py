@@ -37,6 +37,7 @@ from embodied.robot_bridge.switches import hold_the_switches
 
 START_TIMEOUT, STEP_TIMEOUT = 60.0, 10.0  # [s]
 _ROBOT_TIMEOUT = 5.0  # for a robot that is on the graph already; preflight says what is missing [s]
+_REST_TIMEOUT = 1.0  # [s]
 _SETTLE = 0.05  # after a reset every process has seen joint states newer than it [s]
 _POLL = 0.02  # [s]
 Success = Callable[[Mapping[str, np.ndarray]], bool]
@@ -68,12 +69,13 @@ class Deployment:
     Args:
         bundle, profile, scene, record, domain, discovery, log_folder, transport, shadow, speed, use_sim_time: as
             `run_deployment`.
-        robot_log: where a simulated robot writes what the arm did, control step by control step.
 
     Attributes:
         state: the safety process's last words, by name.
         poses: ground truth of a simulated scene, name -> (7,) position [m] and quat_xyzw.
         contract: the bundle's, as the policy process loaded it.
+        robot_log: where a simulated robot writes what the arm did, control step by control step; None without a
+            `log_folder`.
         poll: called about 50 times a second while an episode runs, for a view.
     """
 
@@ -90,18 +92,18 @@ class Deployment:
         shadow: bool = False,
         speed: float | None = None,
         use_sim_time: bool = False,
-        robot_log: str | Path | None = None,
     ) -> None:
         self.bundle, self.record = Path(bundle), Path(record) if record is not None else None
         if not self.bundle.is_dir():
             raise InputError(f"{self.bundle} is no policy bundle.")
+        self.robot_log = Path(log_folder) / "robot.log" if log_folder else None
         self.log_folder = Path(log_folder or tempfile.mkdtemp(prefix="embodied-deploy-"))
         self.log_folder.mkdir(parents=True, exist_ok=True)
         path = profile_at_speed(profile, speed, self.log_folder) if speed is not None else profile_path(profile)
         self.profile = load_profile(path)
         self.scene = load_scene(scene) if scene is not None else None
         self.domain = free_domain() if domain is None else domain
-        self.shadow, self.use_sim_time, self._robot_log = shadow, use_sim_time, robot_log
+        self.shadow, self.use_sim_time = shadow, use_sim_time
         self.state: dict[str, str] = {}
         self.poses: dict[str, np.ndarray] = {}
         self.contract: dict[str, Any] | None = None
@@ -112,7 +114,7 @@ class Deployment:
         self._lock, self._closing = threading.Lock(), threading.Event()
         self._status: dict[str, Any] = {}
         self._recorder_said: dict[str, str] = {}
-        self._joint_stamp_ns = 0
+        self._joint_stamp_ns, self._joint_speed = 0, 0.0
         self._chunk_stamps: dict[str, int] = {}
         self._commanded: set[str] = set()
         self._options = argparse.Namespace(
@@ -137,7 +139,7 @@ class Deployment:
         more["safety_node"] = ["--shadow"] if self.shadow else []
         if self.scene is not None:
             more["mujoco_robot"] = ["--scene", str(self.scene.xml.parent)]
-            more["mujoco_robot"] += ["--log", str(self._robot_log)] if self._robot_log else []
+            more["mujoco_robot"] += ["--log", str(self.robot_log)] if self.robot_log else []
             arguments = (self.profile, self.transport, self._time.now_ns, self._closing)
             threading.Thread(target=hold_the_switches, args=arguments, name="switches", daemon=True).start()
         if self.record is not None:
@@ -209,7 +211,10 @@ class Deployment:
         self.poses = self.poses | {name: messages.read_pose_stamped(data)[1]}
 
     def _on_joint_state(self, data: bytes, _: int) -> None:
-        self._joint_stamp_ns = messages.read_joint_state(data).stamp_ns
+        sample = messages.read_joint_state(data)
+        arm = [k for k, name in enumerate(sample.names) if name in self.profile.joints]
+        if arm:  # not a gripper's message of its own
+            self._joint_stamp_ns, self._joint_speed = sample.stamp_ns, float(np.abs(sample.velocity[arm]).max())
 
     def _on_chunk(self, data: bytes, received_ns: int) -> None:
         chunk = messages.read_joint_trajectory(data)
@@ -281,8 +286,18 @@ class Deployment:
             return
         identifier = f"{os.getpid()}-{time.monotonic_ns()}"
         values = {key: [float(x) for x in value] for key, value in (state or {}).items()}
-        self._reset.write(messages.json_string({"id": identifier, **values}))
-        self._await(lambda: self._status.get("reset") == identifier, STEP_TIMEOUT, "the reset of the simulation")
+        wish, last = messages.json_string({"id": identifier, **values}), -np.inf
+
+        def answered() -> bool:
+            nonlocal last
+            if self._status.get("reset") == identifier:
+                return True
+            if time.monotonic() - last > 1.0:  # again, for a robot that was restarted and is only now discovered
+                last = time.monotonic()
+                self._reset.write(wish)
+            return False
+
+        self._await(answered, STEP_TIMEOUT, "the reset of the simulation")
         since = self._time.now_ns() + round(_SETTLE * 1e9)
         self._await(lambda: self._joint_stamp_ns > since, STEP_TIMEOUT, "joint states after the reset")
 
@@ -317,11 +332,18 @@ class Deployment:
             verdict = None if success is None else end == "success"
             if self.state["state"] not in ("STOPPED", "ESTOP", "INACTIVE"):
                 self.request("stop", "STOPPED")
+            self._await_rest()
             self._events.write("episode_end", **about, success=verdict, end=end, duration_s=seconds)
             if bag:
                 self._await(lambda: self._recorder_said.get(bag) != "recording", STEP_TIMEOUT, "the recorder to finish")
         path = str(self.record / bag) if self.record is not None and bag else None
         return EpisodeOutcome(index, verdict, self.run_chunks, seconds, end, path)
+
+    def _await_rest(self) -> None:
+        """Until the arm stands still, so that a recording shows it; an arm that does not is not waited for."""
+        end = time.monotonic() + _REST_TIMEOUT
+        while self._joint_speed > self.profile.safety.arm_max_velocity and time.monotonic() < end:
+            time.sleep(_POLL)
 
     def _watch(self, horizon_s: float, success: Success | None) -> tuple[str, float]:
         """How the running episode ended, and how long after its first chunk."""

@@ -61,8 +61,14 @@ TICK = 0.01  # [s]
 MOVING, STILL = 0.25, 0.03  # [rad/s]
 
 
-def assert_record_within(record: RobotRecord, limits: Limits) -> None:
-    """Positions in the box and speeds below the limit, asked for and measured, in every control step."""
+def assert_record_within(record: RobotRecord, limits: Limits, exact: bool = True) -> None:
+    """Positions in the box and speeds below the limit, asked for and measured, in every control step.
+
+    Args:
+        exact: every message arrives when it is sent. Over a wire on a busy machine a trajectory that starts on arrival
+            starts late, and the controller makes up for it in its first segment: then only the arm's measured speed
+            is asserted.
+    """
     steps = np.diff(record.time)
     assert len(steps) > 100
     # A trajectory controller starts a message in the control period after its arrival and joins the points by
@@ -70,9 +76,12 @@ def assert_record_within(record: RobotRecord, limits: Limits) -> None:
     for values, slack in ((record.position, 0.02), (record.command, 1e-3)):
         assert (values >= limits.low - slack).all()
         assert (values <= limits.high + slack).all()
-    moved = np.abs(np.diff(record.command, axis=0))
-    for speed, factor in ((np.abs(record.velocity), 1.15), (moved / steps[:, None], 1.4)):
-        assert (speed <= limits.velocity * factor + 0.02).all(), speed.max(0)
+    checked = slice(None) if exact else slice(0, 2)
+    measured = np.abs(record.velocity[:, checked])
+    assert (measured <= limits.velocity[checked] * 1.15 + 0.02).all(), measured.max(0)
+    if exact:
+        asked = np.abs(np.diff(record.command, axis=0)) / steps[:, None]
+        assert (asked <= limits.velocity * 1.4 + 0.02).all(), asked.max(0)
 
 
 class ScriptedPolicy:

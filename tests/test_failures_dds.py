@@ -51,8 +51,8 @@ class Running:
     """A deployment whose arm moves, and the log of its simulator."""
 
     def __init__(self, parts: dict[str, Any], folder: Path, **more: Any) -> None:
-        self.log = folder / "robot.log"
-        self.deployment = Deployment(**parts, log_folder=folder / "logs", robot_log=self.log, **more)
+        self.log = folder / "logs" / "robot.log"
+        self.deployment = Deployment(**parts, log_folder=folder / "logs", **more)
         self.profile = self.deployment.profile
         self.speed, self.began = 0.0, 0.0
         joints = self.profile.topics.joint_states
@@ -93,7 +93,7 @@ class Running:
         """What the arm did from `since` on; the log is at most a tenth of a second behind."""
         time.sleep(0.25)
         record = read_robot_log(self.log)
-        assert_record_within(record.between(self.began), self.profile.read_limits())
+        assert_record_within(record.between(self.began), self.profile.read_limits(), exact=False)
         return record.between(since)
 
 
@@ -180,6 +180,7 @@ def test_robot_killed(running: Running) -> None:
         said.append((at * 1e-9, m.read_joint_trajectory(data).positions[0]))
 
     running.deployment.transport.subscriber("/bridge/command", m.JOINT_TRAJECTORY, DEFAULT, keep)
+    time.sleep(0.5)
     killed = running.send("mujoco_robot", signal.SIGKILL)
     safety = running.profile.safety
     running.wait(lambda: running.state == "STOPPED", safety.joint_stop + 2 * SCHEDULING)
@@ -187,8 +188,9 @@ def test_robot_killed(running: Running) -> None:
     last = np.array([position for at, position in said if at > time.monotonic() - 0.4])
     assert len(last) > 5  # the stop is commanded on and on
     assert np.ptp(last, axis=0).max() < 1e-6
-    assert_record_within(read_robot_log(running.log).between(running.began), running.profile.read_limits())
-    assert read_robot_log(running.log).between(killed).time.size == 0
+    record = read_robot_log(running.log)
+    assert_record_within(record.between(running.began), running.profile.read_limits(), exact=False)
+    assert record.between(killed).time.size == 0
     running.deployment.restart("mujoco_robot")
 
 
@@ -336,6 +338,7 @@ def test_ctrl_c(parts: dict[str, Any], tmp_path: Path) -> None:
         time.sleep(0.05)
     time.sleep(1.5)
     process.send_signal(signal.SIGINT)
+    pressed = time.monotonic()
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=30)
@@ -348,11 +351,7 @@ def test_ctrl_c(parts: dict[str, Any], tmp_path: Path) -> None:
     assert "RUNNING -> STOPPED: operator" in log.read_text()
     bag = Path(episode["bag"])
     assert (bag / "metadata.yaml").exists()
-    from embodied.robot_bridge.bag_recover import read_records
-
-    states = [
-        m.read_joint_state(d) for topic, _, d, _ in read_records(bag / f"{bag.name}_0.mcap") if topic == "/joint_states"
-    ]
-    speeds = np.array([np.abs(state.velocity[:2]).max() for state in states])
-    assert speeds.max() > MOVING
-    assert speeds[-1] < STILL
+    record = read_robot_log(tmp_path / "logs" / "robot.log")
+    assert np.abs(record.velocity[:, :2]).max() > MOVING
+    assert record.time_to_rest(pressed, STILL) < BRAKE + 2 * SCHEDULING
+    assert record.wall[-1] > pressed + 0.3  # the robot ends last
