@@ -30,6 +30,9 @@ _LOCALHOST = f"""<General>
 <AllowMulticast>false</AllowMulticast><MaxMessageSize>65500B</MaxMessageSize><FragmentSize>63000B</FragmentSize>
 </General><Discovery>{_UNICAST}<Peers><Peer Address="127.0.0.1"/></Peers></Discovery>"""
 
+# Off the host a picture arrives in many small packets at once; the kernel's rmem_max caps the wish.
+_SUBNET = '<Internal><SocketReceiveBufferSize max="10MB"/></Internal>'
+
 _domains: dict[int, tuple[str, Any]] = {}  # a process may configure a domain once
 
 
@@ -82,7 +85,7 @@ def configuration(discovery: str, environment: Mapping[str, str]) -> str:
     if wanted == "LOCALHOST":
         log.warning("The environment keeps ROS 2 on this host; discovery 'subnet' follows it.")
         return ",".join(filter(None, [_wrap(_LOCALHOST + _peers(peers)), uri]))
-    fragment = {"OFF": _off(), "SYSTEM_DEFAULT": "", "SUBNET": _peers(peers)}[wanted]
+    fragment = {"OFF": _off(), "SYSTEM_DEFAULT": "", "SUBNET": _SUBNET + _peers(peers)}[wanted]
     return ",".join(filter(None, [_wrap(fragment), uri]))
 
 

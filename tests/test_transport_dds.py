@@ -539,6 +539,34 @@ def test_a_slow_service_handler_stops_no_topic(nodes: tuple[CycloneTransport, Cy
     assert commands.read_outcome(answers[0]) == (True, "slow")
 
 
+@pytest.mark.parametrize(
+    ("qos", "kept"), [(LATEST, [9]), (QosProfile(4, reliable=False), [6, 7, 8, 9]), (EVENTS, None)]
+)
+def test_a_busy_subscription_keeps_the_newest_to_its_depth(
+    qos: QosProfile, kept: list[int] | None, nodes: tuple[CycloneTransport, CycloneTransport]
+) -> None:
+    near, observer = nodes
+    topic = f"/busy/depth_{qos.depth}"
+    entered, release, got = threading.Event(), threading.Event(), []
+
+    def callback(data: bytes, received_ns: int) -> None:
+        got.append(int(m.read_string(data)))
+        entered.set()
+        release.wait(10)
+
+    near.subscriber(topic, m.STRING, qos, callback)
+    publisher = observer.publisher(topic, m.STRING, EVENTS)
+    assert wait(lambda: publisher.matched == 1)
+    publisher.write(m.string("-1"))
+    assert entered.wait(5)
+    for k in range(10):
+        publisher.write(m.string(str(k)))
+    time.sleep(0.2)
+    release.set()
+    assert wait(lambda: bool(got) and got[-1] == 9)
+    assert got == [-1, *(range(10) if kept is None else kept)]
+
+
 def test_nothing_is_made_on_a_node_that_has_left() -> None:
     node = CycloneTransport("gone", DOMAIN)
     publisher = node.publisher("/t", m.STRING, DEFAULT)
@@ -599,6 +627,7 @@ def test_the_environment_alone_does_not_open_the_host(caplog: pytest.LogCaptureF
 
 def test_with_permission_the_environment_is_read_as_ros_does() -> None:
     assert "127.0.0.1" not in configuration("subnet", {})
+    assert "SocketReceiveBufferSize" in configuration("subnet", {})  # pictures come in many small packets there
     peers = configuration("subnet", {"ROS_STATIC_PEERS": "192.0.2.1; robot.local"})
     assert '<Peer Address="192.0.2.1"/><Peer Address="robot.local"/>' in peers
     uri = "<General><Interfaces/></General>"
