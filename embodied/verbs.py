@@ -99,6 +99,7 @@ VERBS: dict[str, Verb] = {
     "robot check": Verb("embodied.robot_check:robot_check", "what a robot profile allows and what it lacks"),
     "robot sim": Verb("embodied.robot_sim:robot_sim", "a MuJoCo robot on the ROS 2 graph"),
     "robot watch": Verb("embodied.robot_watch:robot_watch", "the running bridge on a terminal; an operator's keys"),
+    "robot record": Verb("embodied.robot_record:robot_record", "a robot's topics as rosbag2 bags, one per episode"),
     "robot recover": Verb("embodied.robot_recover:robot_recover", "a whole bag of what a killed recorder left"),
     "robot doctor": Verb("embodied.robot_doctor:robot_doctor", "what is wrong on the ROS 2 graph, in plain words"),
     # Its processes are started by name, so imports do not show them.

@@ -201,6 +201,10 @@ class Recorder:
         """Of messages that wait for the disk."""
         return self._inbox.waiting_bytes
 
+    def begin(self, bag: str) -> None:
+        """Record from now on, without an `episode_start`. Raises InputError or OSError if the bag cannot be opened."""
+        self._open({"bag": bag}, time.monotonic_ns())
+
     def step(self) -> None:
         """Write everything that has arrived."""
         self.wake.clear()
@@ -291,6 +295,8 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     about = recording_metadata(profile, profile_path(options.profile))
     recorder = Recorder(profile, transport, out, tuple(options.poses), options.use_sim_time, about)
     try:
+        if options.bag:
+            recorder.begin(options.bag)
         while not stop.is_set():
             recorder.wake.wait(0.2)
             recorder.step()
@@ -305,4 +311,5 @@ if __name__ == "__main__":
     parser = arguments("Record episodes as rosbag2 MCAP bags.")
     parser.add_argument("--out", required=True, help="folder that gets one bag per episode")
     parser.add_argument("--poses", nargs="*", default=[], help="names under /sim/pose to record")
+    parser.add_argument("--bag", default="", help="name of a bag to begin at once, without an episode_start")
     run_process(main, parser)

@@ -149,6 +149,14 @@ def test_events_open_and_close_bags(tmp_path: Path) -> None:
     assert bench.said[-1]["event"] == "recording_failed"
     assert "exists" in bench.said[-1]["error"]
     assert bench.said[-1]["bag"] == "e0"
+    (offered,) = [
+        t["topic_metadata"]["offered_qos_profiles"]
+        for t in yaml.safe_load((bench.out / "e0" / "metadata.yaml").read_text())["rosbag2_bagfile_information"][
+            "topics_with_message_count"
+        ]
+        if t["topic_metadata"]["name"] == "/camera/eye/image_raw"
+    ]
+    assert [(qos["reliability"], qos["depth"]) for qos in offered] == [("best_effort", 5)]  # as the graph says
     bench.event("episode_start", bag="../outside")  # whoever may publish events may not choose where files appear
     bench.recorder.step()
     assert bench.said[-1]["event"] == "recording_failed"
@@ -340,6 +348,70 @@ def test_a_subscription_of_the_recorder_matches_whatever_a_robot_publishes(tmp_p
     topics = recorded_topics(tiny_profile(tmp_path))
     for topic in ("/joint_states", "/camera/eye/image_raw", "/diagnostics", "/tf"):
         assert not incompatibility(QosProfile(1, reliable=False), topics[topic][1]), topic
+
+
+def test_the_verb_records_what_is_on_the_graph(tmp_path: Path) -> None:
+    """Over DDS, with what the publishers offer, until it is told to end; nothing that was sent reliably is missing."""
+    import os
+    import signal
+
+    from embodied.robot_bridge.processes import free_domain
+    from embodied.robot_bridge.transport import open_transport
+
+    profile, domain = write_profile(tmp_path / "tiny.yaml"), free_domain()
+    peer = open_transport("peer", "dds", domain)
+    command = [
+        sys.executable,
+        "-m",
+        "embodied.cli",
+        "robot",
+        "record",
+        str(profile),
+        str(tmp_path / "bags"),
+        "--bag",
+        "b",
+    ]
+    command += ["--domain", str(domain), "--transport", "dds", "--json"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        publisher = peer.publisher("/bridge/command", m.JOINT_TRAJECTORY, QosProfile(depth=200))
+        states = peer.publisher("/joint_states", m.JOINT_STATE, SENSOR_DATA)
+        urdf = peer.publisher("/robot_description", m.STRING, LATCHED)
+        urdf.write(m.string("<robot/>"))
+        ends = time.monotonic() + 40
+        while not (publisher.matched and states.matched and urdf.matched):  # type: ignore[attr-defined]
+            assert time.monotonic() < ends
+            assert child.poll() is None
+            time.sleep(0.02)
+        time.sleep(0.3)  # its side matches too
+        for k in range(100):
+            publisher.write(m.joint_trajectory(m.Trajectory(k + 1, "armed", ("a",), np.ones(1), np.full((1, 1), k))))
+            states.write(state(k))
+            time.sleep(0.002)
+        time.sleep(0.5)
+        os.kill(child.pid, signal.SIGINT)
+        out, _ = child.communicate(timeout=20)
+    finally:
+        child.kill()
+        child.wait(10)
+        peer.close()
+    assert child.returncode == 0
+    assert f'"{tmp_path / "bags" / "b"}"' in out
+    file = tmp_path / "bags" / "b" / "b_0.mcap"
+    found = [m.read_joint_trajectory(d).positions[0, 0] for t, _, d, _ in read_records(file) if t == "/bridge/command"]
+    assert found == list(range(100))
+    assert len(numbers(file)) > 80  # best effort
+    information = yaml.safe_load((file.parent / "metadata.yaml").read_text())["rosbag2_bagfile_information"]
+    topics = {t["topic_metadata"]["name"]: t["topic_metadata"] for t in information["topics_with_message_count"]}
+    qos = {
+        name: (q[0]["reliability"], q[0]["durability"])
+        for name, t in topics.items()
+        if (q := t["offered_qos_profiles"])
+    }
+    assert qos["/joint_states"] == ("best_effort", "volatile")
+    assert qos["/bridge/command"] == ("reliable", "volatile")
+    assert qos["/robot_description"] == ("reliable", "transient_local")
+    assert read_metadata(file)["embodied_recording"]["robot"] == "tiny"
 
 
 @pytest.mark.parametrize("event", [{}, {"bag": ""}, {"bag": None}])
