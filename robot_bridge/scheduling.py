@@ -98,9 +98,9 @@ class Lateness:
         self._until_judged = 0
 
     def started(self, now: float) -> None:
-        """A tick began. One that is late by more than a period begins a new grid, as the loop's rate does."""
+        """A tick began. One that is early, or late by more than a period, begins a new grid."""
         late = now - self._due
-        if not -self.period <= late <= self.period:
+        if not 0 <= late <= self.period:
             self._due = now
         self.recent.add(max(0.0, late) if late < np.inf else 0.0)
         self._due += self.period
