@@ -9,6 +9,7 @@ keep the limits: its acceleration jumps wherever the jerk changes between two sa
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -102,15 +103,22 @@ def brake(start: Motion, limits: Limits) -> Brake:
         peak = np.where(release, np.abs(start.acceleration), peak)
         along, loss = np.where(release, peak, along), np.where(release, 0.0, loss)
     hold = np.maximum(loss / np.maximum(peak, 1e-300) - peak / limits.jerk, 0.0)
-    lasts = np.array([np.maximum(peak - along, 0.0) / limits.jerk, hold, peak / limits.jerk])
     jerk = direction * limits.jerk
-    jerks = np.array([jerk, np.zeros_like(jerk), -jerk])
-    states = [(start.position, start.velocity, start.acceleration)]
-    for duration, value in zip(lasts, jerks, strict=True):
-        states.append(_cubic(*states[-1], value, duration))
-    position, velocity, acceleration = (np.array(column) for column in zip(*states[:3], strict=True))
-    begins = np.array([np.zeros_like(jerk), lasts[0], lasts[0] + lasts[1]])
-    return Brake(begins, lasts, position, velocity, acceleration, jerks, begins[2] + lasts[2], states[3][0])
+    first, last = np.maximum(peak - along, 0.0) / limits.jerk, peak / limits.jerk
+    p0, v0, a0 = start.position, start.velocity, start.acceleration
+    p1, v1, a1 = _cubic(p0, v0, a0, jerk, first)
+    p2, v2 = p1 + hold * (v1 + a1 * hold / 2), v1 + a1 * hold
+    still, ends = np.zeros_like(jerk), first + hold
+    return Brake(
+        begins=np.array([still, first, ends]),
+        lasts=np.array([first, hold, last]),
+        position=np.array([p0, p1, p2]),
+        velocity=np.array([v0, v1, v2]),
+        acceleration=np.array([a0, a1, a1]),
+        jerk=np.array([jerk, still, -jerk]),
+        duration=ends + last,
+        stop=p2 + last * (v2 + last * (a1 / 2 - jerk * last / 6)),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +157,14 @@ class Path:
         state = self.stop.at(beyond * dt)
         return Motion(self.position[2], state.velocity, state.acceleration)
 
+    @functools.cached_property
+    def differences(self) -> tuple[np.ndarray, ...]:
+        """Positions with two more rows of standing still, (N + 2, J), and their first, second and third differences."""
+        points = self.position[np.minimum(np.arange(len(self.position) + 2), len(self.position) - 1)]
+        first = points[1:] - points[:-1]
+        second = first[1:] - first[:-1]
+        return points, first, second, second[1:] - second[:-1]
+
     @property
     def at_rest(self) -> bool:
         """Nothing moves from the next tick on."""
@@ -176,7 +192,7 @@ class MotionFilter:
         self._input.max_jerk = limits.jerk.tolist()
         self._turn = limits.jerk * (1e-6 * dt**3)
         # What the differences of neighbouring control points may come to, and how far rounding may take them.
-        self._differences = [
+        self._bounds = [
             ("velocity", limits.velocity * dt * _SLACK + 1e-10),
             ("acceleration", limits.acceleration * dt**2 * _SLACK + 1e-10),
             ("jerk", limits.jerk * dt**3 * _SLACK + 1e-10),
@@ -281,15 +297,12 @@ class MotionFilter:
         Args:
             late: how long ago "now" of the path was [s].
         """
-        points = path.position[np.minimum(np.arange(1, len(path.position) + 2), len(path.position) - 1)]
-        first = points[1:] - points[:-1]
-        second = first[1:] - first[:-1]
-        positions = points[1:-1] + second / 6
-        velocities = (points[2:] - points[:-2]) / (2 * self.dt)
+        points, _, second, jerk = path.differences
+        positions = points[2:-1] + second[1:] / 6
+        velocities = (points[3:] - points[1:-2]) / (2 * self.dt)
         times = self.dt * np.arange(1, len(positions) + 1) - late
         # Between two intervals of one jerk the knot says nothing.
-        jerk = second[1:] - second[:-1]
-        turns = np.abs(jerk[1:] - jerk[:-1]) > self._turn
+        turns = np.abs(jerk[2:] - jerk[1:-1]) > self._turn
         keep = np.ones(len(positions), bool)
         keep[1:-1] = turns.any(axis=1)
         velocities[-1] = 0.0  # exactly: a trajectory controller rejects any other end
@@ -303,10 +316,8 @@ class MotionFilter:
         outside = (points < limits.low - 1e-6) | (points > limits.high + 1e-6)
         if outside.any():
             return f"position limit of {limits.names[int(np.argmax(outside.any(axis=0)))]}"
-        points = points[np.minimum(np.arange(len(points) + 2), len(points) - 1)]
-        for quantity, bound in self._differences:
-            points = points[1:] - points[:-1]
-            over = np.abs(points) > bound
+        for (quantity, bound), difference in zip(self._bounds, path.differences[1:], strict=True):
+            over = np.abs(difference) > bound
             if over.any():
                 return f"{quantity} limit of {limits.names[int(np.argmax(over.any(axis=0)))]}"
         return ""
