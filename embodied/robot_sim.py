@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from tyro.conf import Positional
 
 from embodied.contracts.errors import InputError, suggest
@@ -13,10 +14,14 @@ from embodied.progress import Progress
 from embodied.verbs import Touches
 
 if TYPE_CHECKING:
+    from embodied.robot_bridge.kinematics import Workspace
     from embodied.robot_bridge.profile import Profile
+    from embodied.sim.arm_scene import ArmSpec
 
 LIFT = "robosuite/Lift"
 STAND_IN = "stand-in"
+CLEARANCE = 0.1  # an arm starts so far inside its workspace where it can [m]
+TRIES = 5000  # postures looked at for one inside the workspace
 # The model of each shipped profile: an environment, or one of sim/arm_scene.py. Others get a stand-in.
 MODELS = {"panda-mujoco": LIFT, "franka-panda": LIFT, "franka-fr3": LIFT, "ur5e": "ur5e", "xarm7": "xarm7"}
 
@@ -39,6 +44,7 @@ class RobotSim:
         state_style: how joint states are filled: separate-gripper, nan-effort, no-velocity, shuffled.
         seed: of the state that the scene starts in, and of faults.
         log: file that gets every control step, for robot_bridge/robot_log.py.
+        transport: auto, dds or rclpy.
         domain: ROS domain; ROS_DOMAIN_ID or 0 by default.
         discovery: localhost, or subnet to be seen by other hosts.
     """
@@ -56,6 +62,7 @@ class RobotSim:
     state_style: tuple[str, ...] = ()
     seed: int = 0
     log: Path | None = None
+    transport: str = "auto"
     domain: int | None = None
     discovery: str = "localhost"
 
@@ -71,6 +78,7 @@ def robot_sim(config: RobotSim, progress: Progress) -> dict[str, Any]:
     from embodied.robot_bridge.profile import load_profile
     from embodied.robot_bridge.scene import load_scene
 
+    _check(config)
     profile = load_profile(config.profile, config.urdf)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("OpenGL").setLevel(logging.WARNING)
@@ -85,10 +93,27 @@ def robot_sim(config: RobotSim, progress: Progress) -> dict[str, Any]:
     return {"robot": profile.name, "ended": True}
 
 
+def _check(config: RobotSim) -> None:
+    """InputError for a word that means nothing, before seconds go into a scene."""
+    from embodied.robot_bridge.robot_options import StateStyle
+    from embodied.robot_bridge.transport import DISCOVERY, KINDS
+
+    styles = [field.name.replace("_", "-") for field in dataclasses.fields(StateStyle)]
+    for flag, words, known in (
+        ("transport", (config.transport,), KINDS),
+        ("discovery", (config.discovery,), DISCOVERY),
+        ("state-style", config.state_style, styles),
+    ):
+        for word in words:
+            if word not in known:
+                raise InputError(f"--{flag}: there is no '{word}'.{suggest(word, known)}")
+
+
 def _flags(config: RobotSim, scene: Path) -> list[str]:
     """The robot process's flags for this configuration."""
     flags = ["--profile", config.profile, "--scene", str(scene), "--discovery", config.discovery]
     values = {
+        "--transport": config.transport,
         "--domain": config.domain,
         "--state-rate": config.state_rate,
         "--camera-rate": config.camera_rate,
@@ -98,12 +123,6 @@ def _flags(config: RobotSim, scene: Path) -> list[str]:
     }
     for flag, value in values.items():
         flags += [flag, str(value)] if value is not None else []
-    from embodied.robot_bridge.robot_options import StateStyle
-
-    known = [field.name.replace("_", "-") for field in dataclasses.fields(StateStyle)]
-    for style in config.state_style:
-        if style not in known:
-            raise InputError(f"--state-style: there is no '{style}'.{suggest(style, known)}")
     flags += ["--state-style", *config.state_style] if config.state_style else []
     return [*flags, "--use-sim-time"] if config.use_sim_time else flags
 
@@ -111,7 +130,7 @@ def _flags(config: RobotSim, scene: Path) -> list[str]:
 def write_robot_scene(folder: Path, profile: "Profile", config: RobotSim) -> Path:
     """The scene folder for a profile: its joints' names on the model that fits."""
     from embodied.sim.arm_scene import MODELS as ARMS
-    from embodied.sim.arm_scene import ArmSpec, export_arm_scene
+    from embodied.sim.arm_scene import export_arm_scene
     from embodied.sim.export_scene import export_scene
     from embodied.sim.robosuite_lift import CAMERAS
 
@@ -128,15 +147,33 @@ def write_robot_scene(folder: Path, profile: "Profile", config: RobotSim) -> Pat
             cameras = tuple(camera for camera in cameras if camera in CAMERAS)
         joint = (gripper.joint, gripper.open)
         return export_scene(folder, cameras, config.image_size, config.seed, profile.joints, joint)
-    limits, count = profile.read_limits(), len(profile.joints)
-    arm = ArmSpec(
-        profile.joints,
-        tuple(float(x) - profile.position_margin for x in limits.low[:count]),
-        tuple(float(x) + profile.position_margin for x in limits.high[:count]),
-        (gripper.joint, gripper.open, gripper.closed) if gripper else None,
-        profile.description.base,
-        profile.description.tool,
-        cameras,
-    )
     own = "" if model in ("", STAND_IN) else model
-    return export_arm_scene(folder, arm, own, None if model else urdf, config.image_size, config.seed)
+    return export_arm_scene(
+        folder, _arm_spec(profile, own, cameras), own, None if model else urdf, config.image_size, config.seed
+    )
+
+
+def _arm_spec(profile: "Profile", model: str, cameras: tuple[str, ...]) -> "ArmSpec":
+    """What the profile says of its arm, and a posture inside its workspace to start from."""
+    from embodied.sim.arm_scene import ArmSpec, home_of
+
+    limits, count, gripper, about = profile.read_limits(), len(profile.joints), profile.gripper, profile.description
+    low = tuple(float(x) - profile.position_margin for x in limits.low[:count])
+    high = tuple(float(x) + profile.position_margin for x in limits.high[:count])
+    home = np.clip(home_of(model, low, high), limits.low[:count], limits.high[:count])
+    workspace, tool_at = profile.read_workspace(), ()
+    if workspace is not None and (not model or workspace.outside(home)):
+        draws = np.random.default_rng(0).uniform(limits.low[:count], limits.high[:count], (TRIES, count))
+        near = [home, *draws[np.argsort(np.abs(draws - home).max(axis=1))]]
+        home = next((q for clear in (CLEARANCE, 0.0) for q in near if _inside(workspace, q, clear)), home)
+    if about.tool and (about.chain or about.urdf):
+        tool_at = tuple(float(x) for x in profile.read_kinematics([about.tool]).positions(home)[0])
+    ends = (gripper.joint, gripper.open, gripper.closed) if gripper else None
+    posture = tuple(float(x) for x in home)
+    return ArmSpec(profile.joints, low, high, ends, about.base, about.tool, cameras, about.chain, posture, tool_at)
+
+
+def _inside(workspace: "Workspace", posture: np.ndarray, clear: float) -> bool:
+    """Whether every frame that the workspace looks at is in it, and so far from its sides [m]."""
+    xyz = workspace.kinematics.positions(posture)
+    return bool((xyz >= workspace.low + clear).all() and (xyz <= workspace.high - clear).all())

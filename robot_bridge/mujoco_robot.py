@@ -80,7 +80,7 @@ class MujocoRobot:
         self.arm, self._clock, self._system_stamp = arm, clock, stamp
         self._use_sim_time, self._factor = options.use_sim_time, options.real_time_factor
         self._state_rate = options.state_rate or profile.simulation.joint_states_hz
-        self._physics, self._anchor = SIM_EPOCH, (clock(), SIM_EPOCH)  # wall clock and physics clock, at one moment
+        self._physics, self._anchor = SIM_EPOCH, (clock(), SIM_EPOCH)  # monotonic and physics clock, at one moment
         self._fault, self._frozen_stamp = Fault(), 0
         self.counts = {"accepted": 0, "rejected": 0, "skipped_s": 0.0}
         self._last_reset: Any = None
@@ -99,6 +99,7 @@ class MujocoRobot:
             transport.subscriber(topic, kind, qos, lambda data, at, topic=topic: self._inbox.append((topic, data, at)))
         self._declare_parameters(transport, options)
         self._publish_status()
+        self._anchor = (clock(), SIM_EPOCH)  # opening the cameras took its time
 
     # ---- time
 
@@ -241,7 +242,7 @@ class MujocoRobot:
             "state_rate": float(self._state_rate),
             "seed": options.seed,
         }
-        if getattr(transport, "services", False):
+        if transport.services:
             transport.parameters(values, self._on_parameter)
 
     def _on_parameter(self, name: str, value: Any) -> str:
@@ -288,7 +289,7 @@ def read_options(options: argparse.Namespace) -> RobotOptions:
     fields = ("real_time_factor", "state_rate", "camera_rate", "seed", "log")
     style = StateStyle(**{name.replace("-", "_"): True for name in options.state_style})
     return RobotOptions(
-        use_sim_time=getattr(options, "use_sim_time", False),
+        use_sim_time=options.use_sim_time,
         style=style,
         interpolate_from_desired_state=not options.interpolate_from_measured_state,
         camera_thread=True,

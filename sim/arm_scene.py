@@ -36,6 +36,9 @@ class ArmSpec:
         gripper: (joint, open, closed), or None.
         base, tool: names of links; "" if unknown.
         cameras: names; one called wrist or hand sits on the hand, the others beside the arm.
+        chain: link -> {joint, xyz, rpy} from the base outwards; a joint turns about its link's z. {} if unknown.
+        home: (J,) initial posture; () leaves it to the model.
+        tool_at: where the tool is in the base frame at `home` [m]; () leaves it to the model.
     """
 
     names: tuple[str, ...]
@@ -45,6 +48,9 @@ class ArmSpec:
     base: str = ""
     tool: str = ""
     cameras: tuple[str, ...] = ()
+    chain: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    home: tuple[float, ...] = ()
+    tool_at: tuple[float, ...] = ()
 
 
 # Models that come with robosuite: initial posture [rad]. The FR3 has the Panda's link lengths.
@@ -73,17 +79,18 @@ def export_arm_scene(
         spec, joints, about = _from_urdf(mujoco, urdf, arm)
     elif model:
         spec, joints, about = _from_robosuite(mujoco, model, arm)
+    elif arm.chain:
+        spec, joints, about = _from_chain(mujoco, arm)
     else:
         spec, joints, about = _stand_in(mujoco, arm)
-    low, high = np.array(arm.low), np.array(arm.high)
-    home = np.clip(MODELS[model] if model else (low + high) / 2 + BEND, low, high)
+    home = np.clip(arm.home or home_of(model, arm.low, arm.high), arm.low, arm.high)
     for body in spec.bodies:
         body.gravcomp = 1.0
     for actuator in list(spec.actuators):
         spec.delete(actuator)
     for name, low, high in zip(joints, arm.low, arm.high, strict=True):
         spec.joint(name).range, spec.joint(name).limited = [low, high], True
-    hand, tool = _hand(mujoco, spec, joints, arm)
+    hand, tool = _hand(mujoco, spec, dict(zip(joints, home, strict=True)), arm)
     gripper = _gripper(mujoco, spec, hand, arm) if arm.gripper else None
     _surroundings(mujoco, spec, hand, arm.cameras)
     initial = _servos(mujoco, spec, dict(zip(joints, home, strict=True)), gripper, seed)
@@ -95,7 +102,7 @@ def export_arm_scene(
         "cameras": {c: {"camera": f"camera_{c}", "width": image_size, "height": image_size} for c in arm.cameras},
         "bodies": {"cube": "scene_cube"},
         "sites": {"eef": tool},
-        "base": next((n for n in (arm.base, "base", "link0") if any(b.name == n for b in spec.bodies)), ""),
+        "base": _base(spec, arm),
         "tool": tool,
         "initial": {"qpos": initial},
         "render": {
@@ -113,14 +120,24 @@ def export_arm_scene(
     return write_scene(folder, spec.to_xml(), scene)
 
 
+def home_of(model: str, low: Sequence[float], high: Sequence[float]) -> np.ndarray:
+    """(J,) where an arm starts: the model's own posture, or a little off the middle of the ranges.
+
+    Raises:
+        InputError: the model is unknown or has another number of joints.
+    """
+    if model and model not in MODELS:
+        raise InputError(f"There is no arm model '{model}'.{suggest(model, MODELS)}")
+    if model and len(low) != len(MODELS[model]):
+        raise InputError(f"The model {model} has {len(MODELS[model])} joints, the profile {len(low)}.")
+    return np.array(MODELS[model]) if model else (np.array(low) + np.array(high)) / 2 + BEND
+
+
 # ---- where the arm comes from: spec, MJCF joint names in the profile's order, what it is
 
 
 def _from_robosuite(mujoco: Any, model: str, arm: ArmSpec) -> tuple[Any, list[str], str]:
-    if model not in MODELS:
-        raise InputError(f"There is no arm model '{model}'.{suggest(model, MODELS)}")
-    if len(arm.names) != len(MODELS[model]):
-        raise InputError(f"The model {model} has {len(MODELS[model])} joints, the profile {len(arm.names)}.")
+    home_of(model, arm.low, arm.high)
     package = importlib.util.find_spec("robosuite")  # its files are read, the package is not imported
     if package is None or package.origin is None:
         raise MissingExtraError("robosuite", "sim", f"the model of {model}")
@@ -173,6 +190,25 @@ def _from_urdf(mujoco: Any, urdf: Path, arm: ArmSpec) -> tuple[Any, list[str], s
     return spec, list(arm.names), about + ("" if driven else _gripper_note(arm))
 
 
+def _from_chain(mujoco: Any, arm: ArmSpec) -> tuple[Any, list[str], str]:
+    spec = mujoco.MjSpec()
+    spec.compiler.degree = False
+    body = spec.worldbody.add_body(name=arm.base or "base")
+    for link, entry in arm.chain.items():
+        quat, euler = np.zeros(4), np.array(entry.get("rpy", (0.0, 0.0, 0.0)), float)
+        mujoco.mju_euler2Quat(quat, euler, "XYZ")  # about the fixed axes of the parent, as in URDF
+        body = body.add_body(name=link, pos=entry.get("xyz", (0.0, 0.0, 0.0)), quat=quat)
+        if "joint" in entry:
+            body.add_joint(name=entry["joint"], axis=[0, 0, 1], armature=0.01)
+            ball = {"type": mujoco.mjtGeom.mjGEOM_SPHERE, "size": [0.025, 0, 0], "mass": LINK_MASS}
+            body.add_geom(**ball, contype=0, conaffinity=0, group=1, rgba=[0.4, 0.4, 0.45, 1])
+    if missing := [name for name in arm.names if not any(joint.name == name for joint in spec.joints)]:
+        raise InputError(f"description.chain lacks the joints {', '.join(missing)}.")
+    _draw_links(mujoco, spec)
+    about = "joints and links where the profile's description.chain puts them; masses are invented, nothing collides"
+    return spec, list(arm.names), about + _gripper_note(arm)
+
+
 def _stand_in(mujoco: Any, arm: ArmSpec) -> tuple[Any, list[str], str]:
     spec = mujoco.MjSpec()
     spec.compiler.degree = False
@@ -203,14 +239,28 @@ def _draw_links(mujoco: Any, spec: Any) -> None:
 # ---- what every arm gets
 
 
-def _hand(mujoco: Any, spec: Any, joints: Sequence[str], arm: ArmSpec) -> tuple[Any, str]:
+def _hand(mujoco: Any, spec: Any, home: Mapping[str, float], arm: ArmSpec) -> tuple[Any, str]:
     """The body that carries the gripper, and the name of the tool's site."""
     bodies = {body.name: body for body in spec.bodies}
-    hand = bodies.get(arm.tool) or bodies.get("right_hand") or spec.joint(joints[-1]).parent
-    at_hand = hand.name == arm.tool  # the URDF says where the tool is
-    hand.add_site(name="scene_tool", pos=[0, 0, 0.0 if at_hand else TIP])
-    del mujoco
+    hand = bodies.get(arm.tool) or bodies.get("right_hand") or spec.joint(list(home)[-1]).parent
+    at = np.array([0.0, 0.0, 0.0 if hand.name == arm.tool else TIP])  # a description says where the tool is
+    if arm.tool_at and hand.name != arm.tool:
+        model = spec.copy().compile()
+        data = mujoco.MjData(model)
+        for name, position in home.items():
+            data.qpos[model.joint(name).qposadr[0]] = position
+        mujoco.mj_kinematics(model, data)
+        base, body = model.body(_base(spec, arm) or 0).id, model.body(hand.name).id
+        place = data.xpos[base] + data.xmat[base].reshape(3, 3) @ np.array(arm.tool_at)
+        at = data.xmat[body].reshape(3, 3).T @ (place - data.xpos[body])
+    hand.add_site(name="scene_tool", pos=at)
     return hand, "scene_tool"
+
+
+def _base(spec: Any, arm: ArmSpec) -> str:
+    """The body whose frame is the arm's base; "" for the world."""
+    names = {body.name for body in spec.bodies}
+    return next((name for name in (arm.base, "base", "link0") if name in names), "")
 
 
 def _gripper(mujoco: Any, spec: Any, hand: Any, arm: ArmSpec) -> dict[str, Any]:
@@ -224,10 +274,11 @@ def _gripper(mujoco: Any, spec: Any, hand: Any, arm: ArmSpec) -> dict[str, Any]:
         return {"name": name, "joints": {name: 1.0}, "actuators": {f"servo_{name}": 1.0}}
     gain = STROKE / 2 / (opened - closed)  # outward way of one finger per unit of the joint
     fingers: dict[str, float] = {}
+    reach = -0.03 if hand.name == arm.tool else TIP - 0.02  # the fingers end at the tool
     for side, direction in (("left", 1.0), ("right", -1.0)):
         # At joint position 0 the finger is `gain * closed` short of where it meets the other.
         offset = 0.006 - gain * closed
-        body = hand.add_body(name=f"scene_{side}", pos=[0, direction * offset, TIP - 0.02])
+        body = hand.add_body(name=f"scene_{side}", pos=[0, direction * offset, reach])
         ends = sorted((gain * low, gain * high))
         finger = body.add_joint(
             name=f"scene_finger_{side}",

@@ -1,7 +1,9 @@
 """Every shipped profile has a simulated robot: names, ranges, controllers and what it says of itself."""
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from bridge_fixtures import Clock
 
-from embodied.contracts.errors import InputError
+from embodied.contracts.errors import EmbodiedError, InputError
+from embodied.progress import Progress
 from embodied.robot_bridge import messages as m
 from embodied.robot_bridge.mujoco_robot import MujocoRobot, check_joints
 from embodied.robot_bridge.profile import PROFILES, Profile, load_profile
@@ -17,26 +20,27 @@ from embodied.robot_bridge.qos import COMMAND, LATEST
 from embodied.robot_bridge.scene import load_scene
 from embodied.robot_bridge.simulated_arm import SimulatedArm
 from embodied.robot_bridge.transport_memory import MemoryBus, MemoryTransport
-from embodied.robot_sim import MODELS, RobotSim, write_robot_scene
+from embodied.robot_sim import MODELS, RobotSim, robot_sim, write_robot_scene
 
 pytest.importorskip("robosuite")
 SHIPPED = sorted(path.stem for path in PROFILES.glob("*.yaml"))
 
 URDF = """<robot name="so101"><link name="base"/>{links}{joints}
 <link name="gripperframe"><visual><geometry><mesh filename="package://nowhere/a.stl"/></geometry></visual></link>
-<joint name="tip" type="fixed"><parent link="l5"/><child link="gripperframe"/><origin xyz="0 0 0.05"/></joint>
-<link name="jaw"/><joint name="gripper" type="revolute"><parent link="l5"/><child link="jaw"/>
+<joint name="tip" type="fixed"><parent link="gripper"/><child link="gripperframe"/><origin xyz="0 0 0.05"/></joint>
+<link name="jaw"/><joint name="gripper" type="revolute"><parent link="gripper"/><child link="jaw"/>
 <origin xyz="0.02 0 0"/><axis xyz="0 1 0"/><limit lower="-0.2" upper="1.8" effort="3" velocity="5"/></joint>
-<link name="wheel"/><joint name="other" type="continuous"><parent link="l5"/><child link="wheel"/>
+<link name="wheel"/><joint name="other" type="continuous"><parent link="gripper"/><child link="wheel"/>
 <axis xyz="0 1 0"/></joint></robot>"""
 LENGTHS = (0.06, 0.05, 0.11, 0.13, 0.06)
 
 
 def write_urdf(path: Path) -> Path:
     names = load_profile("so101").joints
-    links = "".join(f'<link name="l{i + 1}"/>' for i in range(5))
+    chain = ("base", "l1", "l2", "l3", "wrist", "gripper")
+    links = "".join(f'<link name="{link}"/>' for link in chain[1:])
     joints = "".join(
-        f'<joint name="{name}" type="revolute"><parent link="{"l" + str(i) if i else "base"}"/><child link="l{i + 1}"/>'
+        f'<joint name="{name}" type="revolute"><parent link="{chain[i]}"/><child link="{chain[i + 1]}"/>'
         f'<origin xyz="0 0 {LENGTHS[i]}"/><axis xyz="{"0 0 1" if i in (0, 4) else "0 1 0"}"/>'
         f'<limit lower="-1" upper="1" effort="3" velocity="5"/></joint>'
         for i, name in enumerate(names)
@@ -75,7 +79,7 @@ def test_every_shipped_profile_has_a_robot_that_moves_as_told(name: str, tmp_pat
     start = arm.joint_state()[0]
     limits = profile.read_limits()
     assert (start[: len(profile.joints)] >= limits.low[: len(profile.joints)] - profile.position_margin).all()
-    assert ("stand-in" in arm.scene.about) == (name not in MODELS)
+    assert ("invented" in arm.scene.about) == (name not in MODELS)
     target = start + 0.15
     target = np.clip(target, limits.low, limits.high)
     np.testing.assert_allclose(follow(arm, profile, target, 1.0), target[: len(profile.joints)], atol=2e-3)
@@ -87,6 +91,26 @@ def test_every_shipped_profile_has_a_robot_that_moves_as_told(name: str, tmp_pat
                 arm.advance(arm.target)
             stroke = abs(profile.gripper.open - profile.gripper.closed)
             np.testing.assert_allclose(arm.joint_state()[0][row], wanted, atol=0.03 * stroke)
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if load_profile(name).description.chain])
+def test_the_simulated_links_are_where_the_profile_says(name: str, tmp_path: Path) -> None:
+    """robosuite's models and the makers' numbers in the profiles agree to millimetres; a chain is met exactly."""
+    profile = load_profile(name)
+    config = RobotSim(name, model="panda" if name.startswith("franka") else None)
+    arm = SimulatedArm(load_scene(write_robot_scene(tmp_path, profile, config)))
+    kinematics = profile.read_kinematics([profile.description.tool])
+    limits, count = profile.read_limits(), len(profile.joints)
+    generator = np.random.default_rng(1)
+    workspace = profile.read_workspace()
+    assert workspace is not None
+    assert workspace.outside(arm.joint_state()[0]) == ""
+    for _ in range(50):
+        q = generator.uniform(limits.low[:count], limits.high[:count])
+        arm.data.qpos[[arm.model.joint(arm.scene.joints[n].joint).qposadr[0] for n in profile.joints]] = q
+        arm.place(arm.data)
+        difference = np.linalg.norm(arm.tool_in_base()[0] - kinematics.positions(q)[0])
+        assert difference < (0.005 if name in MODELS else 1e-6)
 
 
 def test_a_urdf_gives_the_link_lengths_and_its_own_gripper_joint(tmp_path: Path) -> None:
@@ -122,6 +146,23 @@ def test_a_urdf_that_does_not_fit(text: str, reason: str, tmp_path: Path) -> Non
     arm = ArmSpec(profile.joints, (-1.0,) * 5, (1.0,) * 5)
     with pytest.raises(InputError, match=reason):
         export_arm_scene(tmp_path / "scene", arm, urdf=tmp_path / "a.urdf")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"transport": "dsd"}, r"--transport: there is no 'dsd'.*Did you mean 'dds'"),
+        ({"discovery": "lan"}, "--discovery: there is no 'lan'"),
+        ({"state_style": ("nan",)}, "--state-style: there is no 'nan'"),
+        ({"profile": "ur6"}, "ur6"),
+        ({"state_rate": 0.0}, r"--state-rate is 0; it must lie"),
+        ({"image_size": 0}, "image size of 0"),
+    ],
+)
+def test_the_verb_refuses_what_means_nothing(changes: dict[str, Any], reason: str) -> None:
+    config = dataclasses.replace(RobotSim("so101"), **changes)
+    with pytest.raises(EmbodiedError, match=reason):
+        robot_sim(config, Progress())
 
 
 def test_wrong_models_are_refused(tmp_path: Path) -> None:
