@@ -10,6 +10,7 @@ from pathlib import Path
 
 from embodied.contracts.errors import ConfigError, EmbodiedError
 from embodied.robot_bridge.profile import profile_path
+from embodied.robot_bridge.read_joint_limits import load_yaml
 
 END_TIMEOUT = 5.0  # [s]
 _QUOTED = 5  # lines of a log
@@ -75,11 +76,11 @@ def profile_at_speed(profile: str | Path, speed: float, folder: Path) -> Path:
     if not 0 < speed <= 1:
         raise ConfigError(f"--speed {speed:g} must lie in (0, 1]: it scales velocity, acceleration and jerk limits.")
     path = profile_path(profile)
-    data = yaml.safe_load(path.read_text())
+    data = load_yaml(path)  # which knows !degrees
     data["limit_scale"] = float(speed)
     for key in ("urdf", "joint_limits"):  # relative to the profile
         if data.get("description", {}).get(key):
-            data["description"][key] = str((path.parent / data["description"][key]).resolve())
+            data["description"][key] = str((path.parent / Path(data["description"][key]).expanduser()).resolve())
     copy = folder / "profile.yaml"
     copy.write_text(f"# {path} with --speed {speed:g}\n" + yaml.safe_dump(data, sort_keys=False))
     return copy
