@@ -129,9 +129,9 @@ class Path:
 
     Attributes:
         position: (N, J), N >= 3.
-        velocity, acceleration: (M, J), M <= N, of the rows up to the one in which it begins to brake.
-        stop: the way on from row M - 1.
-        late: ticks since row M - 1, where the path has been followed beyond it.
+        velocity, acceleration: (M, J), M <= N - 2, of row 2 and those after it up to the one where braking begins.
+        stop: the way on from there.
+        late: ticks since then, where the path has been followed beyond it.
     """
 
     position: np.ndarray
@@ -151,10 +151,9 @@ class Path:
 
     def head(self, dt: float) -> Motion:
         """The state of row 2, the last that is committed."""
-        beyond = self.late + 3 - len(self.velocity)
-        if beyond <= 0:
-            return Motion(self.position[2], self.velocity[2], self.acceleration[2])
-        state = self.stop.at(beyond * dt)
+        if not self.late:
+            return Motion(self.position[2], self.velocity[0], self.acceleration[0])
+        state = self.stop.at(self.late * dt)
         return Motion(self.position[2], state.velocity, state.acceleration)
 
     @functools.cached_property
@@ -202,7 +201,7 @@ class MotionFilter:
         """Standing at `position` (J,)."""
         rows = np.array([position] * 3, np.float64)
         still = np.zeros_like(rows)
-        return Path(rows, still, still, brake(Motion(rows[0], still[0], still[0]), self.limits))
+        return Path(rows, still[:1], still[:1], brake(Motion(rows[0], still[0], still[0]), self.limits))
 
     def coasting(self, position: np.ndarray, velocity: np.ndarray) -> Path:
         """At `position` and moving at `velocity`, (J,) each, as far as the limits allow; the box is not left."""
@@ -214,7 +213,7 @@ class MotionFilter:
         velocity = np.where((stop < self.limits.low) | (stop > self.limits.high), 0.0, velocity)
         rows = position + self.dt * velocity * np.array([[-1.0], [0.0], [1.0]])
         end = brake(Motion(rows[2], velocity, still), self.limits)
-        return self._ending(rows, np.array([velocity] * 3), np.array([still] * 3), end)
+        return self._ending(rows, velocity[None], still[None], end)
 
     def stopping_time(self, velocity: np.ndarray) -> np.ndarray:
         """Stopping distance from a steady `velocity` over that velocity [s]: how far following lags behind."""
@@ -239,23 +238,15 @@ class MotionFilter:
     def follow(self, path: Path, targets: np.ndarray) -> Path:
         """Keep what is committed; then aim at `targets` (F, J), one per tick, and after them brake to rest."""
         head = path.head(self.dt)
-        if not len(targets):
-            states = ([head.position], [head.velocity], [head.acceleration])
-        else:
-            self._load(head)
-            rows = [self._step(target) for target in targets.tolist()]
-            states = zip((head.position, head.velocity, head.acceleration), *rows, strict=True)
-        position, velocity, acceleration = (np.array(column, np.float64) for column in states)
-        still = (np.abs(velocity) < 1e-9) & (np.abs(acceleration) < 1e-9)
-        velocity[still] = acceleration[still] = 0.0
+        rows = [(head.position.tolist(), head.velocity.tolist(), head.acceleration.tolist())]
+        if len(targets):
+            self._load(*rows[0])
+            rows.extend(self._step(target) for target in targets.tolist())
+        position, velocity, acceleration = np.array(rows).transpose(1, 0, 2)
+        still = (np.abs(velocity[-1]) < 1e-9) & (np.abs(acceleration[-1]) < 1e-9)
+        velocity[-1, still] = acceleration[-1, still] = 0.0
         end = brake(Motion(position[-1], velocity[-1], acceleration[-1]), self.limits)
-        pad = np.zeros((2, len(self.limits.names)))  # rows 0 and 1 are history: nobody asks for their velocity
-        return self._ending(
-            np.concatenate([path.position[:2], position]),
-            np.concatenate([pad, velocity]),
-            np.concatenate([pad, acceleration]),
-            end,
-        )
+        return self._ending(np.concatenate([path.position[:2], position]), velocity, acceleration, end)
 
     def _ending(self, position: np.ndarray, velocity: np.ndarray, acceleration: np.ndarray, end: Brake) -> Path:
         """The path through these rows and then to a stop."""
@@ -266,10 +257,9 @@ class MotionFilter:
             position = np.concatenate([position, tail])
         return Path(position, velocity, acceleration, end)
 
-    def _load(self, state: Motion) -> None:
+    def _load(self, position: list[float], velocity: list[float], acceleration: list[float]) -> None:
         item = self._input
-        item.current_position, item.current_velocity = state.position.tolist(), state.velocity.tolist()
-        item.current_acceleration = state.acceleration.tolist()
+        item.current_position, item.current_velocity, item.current_acceleration = position, velocity, acceleration
 
     def _step(self, target: list[float]) -> tuple[list[float], list[float], list[float]]:
         """Position, velocity and acceleration one tick later than what ruckig holds, towards `target`.
@@ -288,8 +278,9 @@ class MotionFilter:
             return out.new_position, out.new_velocity, out.new_acceleration
         state = [np.array(x) for x in (item.current_position, item.current_velocity, item.current_acceleration)]
         after = brake(Motion(*state), self.limits).at(self.dt)
-        self._load(after)
-        return after.position.tolist(), after.velocity.tolist(), after.acceleration.tolist()
+        row = after.position.tolist(), after.velocity.tolist(), after.acceleration.tolist()
+        self._load(*row)
+        return row
 
     def plan(self, path: Path, late: float = 0.0) -> Plan:
         """The spline as knots for a cubic interpolation, from the next tick on.

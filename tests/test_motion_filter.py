@@ -189,7 +189,7 @@ def test_a_state_on_which_ruckig_fails_is_survived() -> None:
     before = position - 0.01 * speed + 0.5e-4 * bend
     rows = np.array([[before + (before - position) + 1e-4 * bend], [before], [position]])
     state = Motion(rows[2], np.array([speed]), np.array([bend]))
-    path = Path(rows, np.full((3, 1), speed), np.full((3, 1), bend), brake(state, limits))
+    path = Path(rows, np.full((1, 1), speed), np.full((1, 1), bend), brake(state, limits))
     after = motion.follow(path, np.array([[0.032]]))
     assert motion.violation(after) == ""
     assert after.position[3, 0] == pytest.approx(0.03975, abs=1e-5)
