@@ -276,6 +276,16 @@ assert said[-1]["event"] == "recorded", said[-1]
     assert numbers(tmp_path / "out" / "e1" / "e1_0.mcap") == [1.0]
 
 
+def test_a_write_that_the_disk_takes_a_part_of_is_no_success(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; from pathlib import Path; from embodied.robot_bridge.bag_writer import UnbufferedFile\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); UnbufferedFile(Path(sys.argv[1])).write(bytes(3000))"
+    )
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "file")], capture_output=True, text=True)
+    assert "File too large" in run.stderr
+    assert (tmp_path / "file").stat().st_size == 1000
+
+
 def test_a_slow_disk_costs_pictures_first_bounded_memory_and_an_event(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
