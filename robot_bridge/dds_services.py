@@ -67,6 +67,7 @@ class Server:
         self.name, self.service_type, self._handler = name, service_type, handler
         self.requests, self.responses = requests, responses
         self.condition = requests.condition
+        self._readers: dict[int, int] = {}  # of the clients answered before: request's writer -> response's reader
         self._inbox: queue.SimpleQueue[tuple[bytes, int] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=f"service {name}", daemon=True)
         self._thread.start()
@@ -93,12 +94,18 @@ class Server:
 
     def _await_reader(self, publication: int) -> None:
         """Until the client's reader is known: what is written before, it never gets."""
+        # Remembered, since each look at an endpoint's description costs the wheel some memory that it never frees.
+        if self._readers.get(publication) in self.responses.matches():
+            return
         sender = self.requests.entity.get_matched_publication_data(publication)
         deadline = time.monotonic() + REPLY_READER_S
         while sender is not None and time.monotonic() < deadline:
-            for handle in self.responses.entity.get_matched_subscriptions():
+            matched = self.responses.matches()
+            for handle in matched:
                 reader = self.responses.entity.get_matched_subscription_data(handle)
                 if reader is not None and _same_client(sender, reader):
+                    self._readers = {p: known for p, known in self._readers.items() if known in matched}
+                    self._readers[publication] = handle
                     return
             time.sleep(0.002)
 
@@ -129,6 +136,7 @@ class Client:
     def __init__(self, name: str, requests: CyclonePublisher, responses: CycloneSubscriber) -> None:
         self.name, self.requests, self.responses, self.condition = name, requests, responses, responses.condition
         self.client_id = requests.entity.get_instance_handle() & HANDLE
+        self._served: tuple[set[int], set[int]] | None = None  # the matched endpoints among which there is a server
         self._sequence, self._pending = itertools.count(1), dict[int, queue.SimpleQueue[bytes]]()
 
     def drain(self) -> None:
@@ -141,14 +149,17 @@ class Client:
 
     def ready(self) -> bool:
         """Whether one server's two endpoints are known."""
-        servers = [
-            {getattr(read(handle), "participant_key", None) for handle in handles}
-            for read, handles in (
-                (self.requests.entity.get_matched_subscription_data, self.requests.matches()),
-                (self.responses.entity.get_matched_publication_data, self.responses.matches()),
+        matched = self.requests.matches(), self.responses.matches()
+        if matched != self._served:
+            readers, writers = (
+                {getattr(describe(handle), "participant_key", None) for handle in handles}
+                for describe, handles in (
+                    (self.requests.entity.get_matched_subscription_data, matched[0]),
+                    (self.responses.entity.get_matched_publication_data, matched[1]),
+                )
             )
-        ]
-        return bool((servers[0] & servers[1]) - {None})
+            self._served = matched if (readers & writers) - {None} else None
+        return self._served is not None
 
     def call(self, request: bytes, timeout_s: float) -> bytes:
         """The response. Raises TransportError."""
