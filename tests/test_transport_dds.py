@@ -1,7 +1,9 @@
 """What only the wire has: other processes, what a ROS 2 node reads of us, what is refused, and what leaves the host."""
 
+import gc
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import socket
@@ -565,6 +567,51 @@ def test_a_busy_subscription_keeps_the_newest_to_its_depth(
     release.set()
     assert wait(lambda: bool(got) and got[-1] == 9)
     assert got == [-1, *(range(10) if kept is None else kept)]
+
+
+def test_a_foreign_writer_that_disposes_and_leaves_is_no_sample(
+    nodes: tuple[CycloneTransport, CycloneTransport], caplog: pytest.LogCaptureFixture
+) -> None:
+    """DDS programs other than ROS 2 nodes dispose by default: their reader is then handed a sample without data."""
+    from cyclonedds.core import Policy, Qos
+    from cyclonedds.domain import DomainParticipant
+    from cyclonedds.pub import DataWriter
+    from cyclonedds.topic import Topic
+
+    node, got = nodes[0], []
+    subscriber = node.subscriber("/foreign", m.STRING, LATEST, lambda data, at: got.append(m.read_string(data)))
+    participant, cls = DomainParticipant(node.domain), carrier_class(m.STRING)
+    plain = Policy.DataRepresentation(use_cdrv0_representation=True, use_xcdrv2_representation=False)
+    for text in ("one", "two"):
+        writer = DataWriter(participant, Topic(participant, "rt/foreign", cls), Qos(plain))
+        assert wait(lambda: subscriber.matched == 1)
+        writer.write(carry(cls, m.string(text)))
+        assert wait(lambda text=text: got[-1:] == [text])
+        writer.dispose(carry(cls, m.string(text)))
+        del writer
+        gc.collect()
+        assert wait(lambda: subscriber.matched == 0)
+        time.sleep(0.1)
+    assert got == ["one", "two"]
+    assert "Traceback" not in caplog.text
+
+
+def test_a_thousand_calls_leave_the_memory_as_it_was(nodes: tuple[CycloneTransport, CycloneTransport]) -> None:
+    near, observer = nodes
+    near.service("/flat", m.TRIGGER, lambda request: commands.outcome(True, ""))
+
+    def resident_kb() -> int:
+        gc.collect()
+        return int(re.search(r"Rss:\s+(\d+)", Path("/proc/self/smaps_rollup").read_text()).group(1))  # type: ignore[union-attr]
+
+    def ask(times: int) -> None:
+        for _ in range(times):
+            observer.call("/flat", m.TRIGGER, commands.trigger_request(), 10.0)
+
+    ask(200)
+    before = resident_kb()
+    ask(1000)
+    assert resident_kb() - before < 150  # 280 kB if every call looks at its peers anew
 
 
 def test_nothing_is_made_on_a_node_that_has_left() -> None:
