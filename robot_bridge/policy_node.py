@@ -82,6 +82,7 @@ class PolicyNode:
         self._observer = Observer(policy, profile, transport, self.wake)
         self._latest: dict[str, bytes] = {}
         self._state, self._runs, self._run, self._sequence = "", "", "", 0
+        self._shadow = False
         self._now, self._last_stamp, self._reported_at, self._reported = 0, 0, -np.inf, ""
         self.counts = {"chunks": 0, "stale": 0, "failed": 0}
         self.events = EventLog(transport, "policy", stamp)
@@ -135,7 +136,7 @@ class PolicyNode:
             self._pacer.restart()
         if runs != self._runs or state not in ACTIVE or state != self._state == "RUNNING":
             self._targets.current = None  # the next chunk starts from where the arm is commanded to stand
-        self._state, self._runs = state, runs
+        self._state, self._runs, self._shadow = state, runs, values.get("shadow") == "true"
 
     def _act(self) -> bool:
         now = self._stamp()
@@ -175,7 +176,7 @@ class PolicyNode:
         frame = f"policy:{self._run}:{self._sequence}"
         times = self._policy.control_dt * np.arange(1, len(targets) + 1)
         self._chunks.write(messages.joint_trajectory(messages.Trajectory(stamp, frame, self._names, times, targets)))
-        if self._state == "HOLD":
+        if self._state == "HOLD" or self._shadow:
             self._targets.current = None  # not executed, unless it ends the hold
 
     def _commanded(self, measured: np.ndarray) -> np.ndarray:

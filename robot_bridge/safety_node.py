@@ -43,6 +43,7 @@ log = logging.getLogger("safety")
 CHUNK_TOPIC, COMMAND_TOPIC, STATE_TOPIC = "/bridge/chunk", "/bridge/command", "/bridge/state"
 MODE_TOPIC, ESTOP_TOPIC = "/bridge/mode", "/bridge/estop"
 MODES = ("arm", "run", "hold", "stop", "reset")
+SIM_POLLS = 4  # how often simulated time is looked at per tick
 CLOCK_SILENCE = 1.0  # with sim time, /clock may stand still for so long on the wall clock [s]
 BRAKING = 0.3  # ... and then so much time is taken to have passed [s]
 _BURST = 16  # joint states decoded per tick: after a pause the older ones of a burst are of no use
@@ -216,17 +217,17 @@ class SafetyNode:
         if not self._sim_time:
             return True
         now = self._clock()
-        if now - self._last_tick >= self._period or now < self._last_tick:
-            # Behind by more than a few ticks, the rest is dropped: a burst of ticks would be a burst of motion.
-            behind = now - self._last_tick
-            self._last_tick = now if not 0 <= behind < 5 * self._period else self._last_tick + self._period
+        since = now - self._last_tick
+        if since >= self._period or since < 0:
+            self._last_tick = now if not 0 <= since < 1 else now - since % self._period
             return True
         return self._clock_stands_still()
 
     def tick(self) -> Tick:
         """Take what arrived, decide, send."""
         started = time.perf_counter()
-        self._report.lateness.started(self._clock())
+        if not self._sim_time:  # simulated time comes in steps
+            self._report.lateness.started(self._clock())
         with self._lock:
             tick = self._tick()
         self._report.tick_cost.add(time.perf_counter() - started)
@@ -365,7 +366,7 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     transport = open_transport("safety", options)
     ros_time = RosTime(transport, options.use_sim_time, profile.topics.clock)
     node = SafetyNode(profile, transport, ros_time.seconds, ros_time.now_ns, options.shadow, options.use_sim_time)
-    rate = node.rate = Rate(profile.safety.rate_hz)
+    rate = node.rate = Rate(profile.safety.rate_hz * (SIM_POLLS if options.use_sim_time else 1))
     log.info("ready: %s, %g Hz, %s", profile.name, profile.safety.rate_hz, raise_priority(options.priority))
     for note in node.commands.limits.notes:
         log.info("limits: %s", note)

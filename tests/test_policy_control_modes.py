@@ -284,3 +284,15 @@ def test_a_clock_that_was_set_back_does_not_silence_the_policy(tmp_path: Path) -
     loop.safety._stamp = loop.clock.stamp  # type: ignore[union-attr]
     loop.run(0.5)
     assert len(loop.chunks) >= before + 4
+
+
+def test_in_shadow_every_chunk_starts_at_the_measured_joints(tmp_path: Path) -> None:
+    spec = ActionSpec((3,), names=JOINTS, control_mode="joint_position_delta", scale=(0.1, 0.1, 0.04))
+    loop = Loop(tmp_path, Scripted(spec, np.array([[0.6, -0.4, -1.0]])), shadow=True)
+    loop.start().run(2.0)
+    assert loop.state is State.RUNNING
+    assert len(loop.chunks) >= 18
+    start = loop.path[-1]
+    for chunk in loop.chunks:
+        np.testing.assert_allclose(chunk.positions[0][:2] - start[:2], [0.06, -0.04], atol=2e-3)
+    np.testing.assert_allclose(loop.path[0], start, atol=2e-3)
