@@ -1,10 +1,10 @@
 """Records episodes as rosbag2 MCAP bags, one folder each; `python -m embodied.robot_bridge.recorder --out DIR`.
 
 An `episode_start` event on /bridge/event opens a bag (its field `bag` is the name), `episode_end` closes it, another
-`episode_start` goes over to the next bag without a gap. The event's field `contract` (the bundle's contract.json) is
-kept as the metadata record `embodied_contract`, and what else is needed to read the numbers (joints, limits, deadlines,
-code version) as `embodied_recording`, so that reading a bag needs nothing else. Every bag begins with the last message
-of each latched topic.
+`episode_start` goes over to the next bag without a gap. The bundle's contract.json (the field `contract` of this event,
+or of the policy's own before it) is kept as the metadata record `embodied_contract`, and what else is needed to read
+the numbers (joints, limits, deadlines, code version) as `embodied_recording`, so that reading a bag needs nothing else.
+Every bag begins with the last message of each latched topic.
 
 Nothing that happens here reaches the robot. Messages wait in a queue of bounded size while the disk is slow; when it is
 nearly full pictures are left out, when it is full everything is, and an event says how many. A disk that refuses ends
@@ -188,6 +188,7 @@ class Recorder:
             for topic, (_, qos) in self._topics.items()
             if qos.latched and topic != EVENT_TOPIC
         }
+        self._contract: dict[str, Any] | None = None
         self._epoch_ns = 0
         self._lost: collections.Counter[str] = collections.Counter()
         self._reported = 0.0
@@ -215,6 +216,8 @@ class Recorder:
 
     def _handle(self, topic: str, kind: str, data: bytes, received_ns: int) -> None:
         event = self._event(data) if topic == EVENT_TOPIC else {}
+        if isinstance(event.get("contract"), dict):
+            self._contract = event["contract"]
         try:
             if event.get("event") == "episode_start":
                 self._open(event, received_ns)
@@ -246,7 +249,7 @@ class Recorder:
 
     def _open(self, event: Mapping[str, Any], received_ns: int) -> None:
         self.close()
-        metadata = {CONTRACT_RECORD: event["contract"]} if event.get("contract") else {}
+        metadata = {CONTRACT_RECORD: self._contract} if self._contract else {}
         metadata |= {RECORDING_RECORD: self._about} if self._about else {}
         name = str(event.get("bag") or "")
         if not name:

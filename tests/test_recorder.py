@@ -179,6 +179,17 @@ def test_no_message_is_lost_between_one_episode_and_the_next(tmp_path: Path) -> 
     assert all((bench.out / f"e{k}" / "metadata.yaml").exists() for k in range(3))
 
 
+def test_the_policys_own_word_is_the_contract_where_the_event_has_none(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.event("policy_ready", source="policy", contract=CONTRACT)
+    bench.event("episode_start", bag="e0")
+    bench.event("episode_start", bag="e1", contract={"control_dt": 0.2})
+    bench.recorder.step()
+    bench.recorder.close()
+    assert read_metadata(bench.file("e0"))["embodied_contract"] == CONTRACT
+    assert read_metadata(bench.file("e1"))["embodied_contract"] == {"control_dt": 0.2}
+
+
 def test_every_bag_begins_with_what_is_latched(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
     static = bench.peer.publisher("/tf_static", "tf2_msgs/msg/TFMessage", LATCHED)
