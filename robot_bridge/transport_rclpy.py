@@ -7,22 +7,19 @@ middleware, rmw_fastrtps included. rclpy is no package of PyPI; it comes with RO
 
 # pyright: reportMissingImports=false
 
-import contextlib
-import importlib
 import importlib.util
 import logging
-import math
-import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from embodied.contracts.errors import ConfigError, InputError, TransportError
 from embodied.robot_bridge import messages, parameters
-from embodied.robot_bridge.dds_domain import MAX_DOMAIN, configuration, default_domain
-from embodied.robot_bridge.qos import KEEP_ALL, SERVICES, QosProfile, incompatibility
+from embodied.robot_bridge.dds_domain import MAX_DOMAIN, default_domain
+from embodied.robot_bridge.qos import SERVICES, QosProfile, incompatibility
+from embodied.robot_bridge.ros_installation import environment_of, from_ros, import_rclpy, interface, to_ros
 from embodied.robot_bridge.transport import Endpoint, Graph, Service, full_name, mismatch, resolve
 
 log = logging.getLogger(__name__)
@@ -30,121 +27,10 @@ Callback = Callable[[bytes, int], None]
 Handler = Callable[[bytes], bytes]
 
 NO_NODE = "_NODE_NAME_UNKNOWN_", "_CREATED_BY_BARE_DDS_APP_"  # what rclpy calls the owner of a bare endpoint
-# Configuration files by which Fast DDS could reach further than this host.
-FAST_DDS_FILES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
 
 
 class _Unanswered(Exception):
     """Ends a request whose handler failed, so that its client gets no answer rather than a wrong one."""
-
-
-def _import_rclpy() -> Any:
-    try:
-        return importlib.import_module("rclpy")
-    except ImportError as error:
-        raise ConfigError(
-            f"transport 'rclpy' needs a sourced ROS 2 installation; this Python cannot import rclpy ({error}).\n"
-            "Source it (source /opt/ros/<distro>/setup.bash) and use its Python, or pass --transport dds."
-        ) from None
-
-
-def _interface(name: str) -> Any:
-    """The class of a message or service type, also of the messages and services within an action."""
-    package, kind, rest = name.split("/")
-    try:
-        module = importlib.import_module(f"{package}.{kind}")
-    except ImportError:
-        distro = os.environ.get("ROS_DISTRO", "<distro>")
-        raise ConfigError(
-            f"{name}: the sourced ROS 2 installation has no package '{package}'.\n"
-            f"Install it: sudo apt-get install ros-{distro}-{package.replace('_', '-')}"
-        ) from None
-    if kind != "action":
-        found = getattr(module, rest, None)
-    else:
-        action, _, part = rest.rpartition("_")
-        inside = getattr(getattr(module, action, None), "Impl", None)
-        found = getattr(inside, part if part == "FeedbackMessage" else f"{part}Service", None)
-    if found is None:
-        raise ConfigError(f"{name}: the sourced ROS 2 installation has no such type.")
-    return found
-
-
-def to_ros(qos: QosProfile) -> Any:
-    """rclpy's profile of ours. Raises ConfigError for a representation that ROS 2 does not write."""
-    from rclpy.duration import Duration
-    from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
-
-    if "xcdr1" not in qos.representations:
-        raise ConfigError("a ROS 2 node writes and reads xcdr1; for anything else use the transport 'dds'.")
-    settings: dict[str, Any] = {}
-    if not math.isinf(qos.deadline_s):
-        settings["deadline"] = Duration(nanoseconds=round(qos.deadline_s * 1e9))
-    if not math.isinf(qos.lease_s):
-        settings["liveliness_lease_duration"] = Duration(nanoseconds=round(qos.lease_s * 1e9))
-    if qos.manual_liveliness:
-        settings["liveliness"] = LivelinessPolicy.MANUAL_BY_TOPIC
-    return QoSProfile(
-        history=HistoryPolicy.KEEP_ALL if qos.depth == KEEP_ALL else HistoryPolicy.KEEP_LAST,
-        depth=qos.depth,
-        reliability=ReliabilityPolicy.RELIABLE if qos.reliable else ReliabilityPolicy.BEST_EFFORT,
-        durability=DurabilityPolicy.TRANSIENT_LOCAL if qos.latched else DurabilityPolicy.VOLATILE,
-        **settings,
-    )
-
-
-def from_ros(profile: Any) -> QosProfile:
-    """Our profile of a discovered endpoint's; the depth is not discovered by every middleware and then 1."""
-    from rclpy.qos import DurabilityPolicy, HistoryPolicy, LivelinessPolicy, ReliabilityPolicy
-
-    def seconds(duration: Any) -> float:
-        return duration.nanoseconds * 1e-9 if 0 < duration.nanoseconds < 2**63 - 1 else math.inf
-
-    return QosProfile(
-        depth=KEEP_ALL if profile.history == HistoryPolicy.KEEP_ALL else max(1, profile.depth),
-        reliable=profile.reliability == ReliabilityPolicy.RELIABLE,
-        latched=profile.durability == DurabilityPolicy.TRANSIENT_LOCAL,
-        deadline_s=seconds(profile.deadline),
-        manual_liveliness=profile.liveliness == LivelinessPolicy.MANUAL_BY_TOPIC,
-        lease_s=seconds(profile.liveliness_lease_duration),
-    )
-
-
-def _environment(discovery: str) -> dict[str, str | None]:
-    """What ROS 2 must find in its environment to stay on this host; None: must not find. Nothing for `subnet`."""
-    cyclone = configuration(discovery, os.environ)  # refuses what is no setting of ROS 2, and says what it leaves out
-    if discovery == "subnet":
-        return {}
-    changes: dict[str, str | None] = {"CYCLONEDDS_URI": cyclone, "ROS_STATIC_PEERS": None}
-    if importlib.util.find_spec("rclpy.event_handler"):
-        wanted = "OFF" if os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "").upper() == "OFF" else "LOCALHOST"
-        changes |= {"ROS_AUTOMATIC_DISCOVERY_RANGE": wanted, "ROS_LOCALHOST_ONLY": None}
-    else:  # Humble
-        changes["ROS_LOCALHOST_ONLY"] = "1"
-    for name in FAST_DDS_FILES:
-        if os.environ.get(name):
-            log.warning("%s: not used, since this process stays on this host; --discovery subnet would use it.", name)
-            changes[name] = None
-    return changes
-
-
-@contextlib.contextmanager
-def _environment_of(discovery: str) -> Iterator[None]:
-    """ROS 2 reads its discovery settings from the environment, while the node is made."""
-    changes = _environment(discovery)
-    before = {name: os.environ.get(name) for name in changes}
-
-    def put(values: Mapping[str, str | None]) -> None:
-        for name, value in values.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-    put(changes)
-    try:
-        yield
-    finally:
-        put(before)
 
 
 class RclpyPublisher:
@@ -208,7 +94,7 @@ class _Worker:
     def _work(self) -> None:
         from rclpy.serialization import deserialize_message, serialize_message
 
-        response_class = _interface(self._type).Response
+        response_class = interface(self._type).Response
         while (work := self._waiting.get()) is not None:
             request, future = work
             response = None
@@ -246,13 +132,14 @@ class RclpyTransport:
         self.domain = default_domain() if domain is None else domain
         if not 0 <= self.domain <= MAX_DOMAIN:
             raise ConfigError(f"ROS domain {self.domain} is out of range; it must be from 0 to {MAX_DOMAIN}.")
-        rclpy = _import_rclpy()
+        rclpy = import_rclpy()
         from rclpy.callback_groups import ReentrantCallbackGroup
         from rclpy.executors import SingleThreadedExecutor
         from rclpy.signals import SignalHandlerOptions
 
         self._context = rclpy.context.Context()
-        with _environment_of(discovery):
+        humble = importlib.util.find_spec("rclpy.event_handler") is None
+        with environment_of(discovery, humble):
             # Neither the command line nor SIGINT is rclpy's: the process parses its flags and ends in its own order.
             no_signals = SignalHandlerOptions.NO
             rclpy.init(args=[], context=self._context, domain_id=self.domain, signal_handler_options=no_signals)
@@ -293,7 +180,7 @@ class RclpyTransport:
     def publisher(self, topic: str, message_type: str, qos: QosProfile) -> RclpyPublisher:
         publisher = RclpyPublisher(self._endpoint(topic, message_type, True, qos))
         publisher.entity = self._ros.create_publisher(
-            _interface(message_type), publisher.topic, to_ros(qos), event_callbacks=_events(publisher)
+            interface(message_type), publisher.topic, to_ros(qos), event_callbacks=_events(publisher)
         )
         self._publishers.append(publisher)
         return publisher
@@ -301,7 +188,7 @@ class RclpyTransport:
     def subscriber(self, topic: str, message_type: str, qos: QosProfile, callback: Callback) -> RclpySubscriber:
         subscriber = RclpySubscriber(self._endpoint(topic, message_type, False, qos), callback, self._offers)
         subscriber.entity = self._ros.create_subscription(
-            _interface(message_type),
+            interface(message_type),
             subscriber.topic,
             subscriber.receive,
             to_ros(qos),
@@ -330,7 +217,7 @@ class RclpyTransport:
         self._workers.append(worker)
         # A group of its own: one request at a time, and what waits for its answer holds nothing else up.
         group = MutuallyExclusiveCallbackGroup()
-        kind = _interface(service_type)
+        kind = interface(service_type)
         self._ros.create_service(kind, name, worker.answer, qos_profile=to_ros(SERVICES), callback_group=group)
 
     def call(self, name: str, service_type: str, request: bytes, timeout_s: float) -> bytes:
@@ -340,7 +227,7 @@ class RclpyTransport:
         name = resolve(name, self.node, self.namespace)
         messages.message_class(f"{service_type}_Request")  # says which name is wrong
         messages.decode(request, f"{service_type}_Request")
-        kind = _interface(service_type)
+        kind = interface(service_type)
         with self._lock:
             if (name, service_type) not in self._clients:
                 qos, group = to_ros(SERVICES), self._replies
