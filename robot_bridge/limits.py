@@ -15,6 +15,7 @@ from embodied.contracts.errors import ConfigError, suggest
 
 QUANTITIES = ("position", "velocity", "acceleration", "jerk", "max_step")
 UNITS = {"position": "rad", "velocity": "rad/s", "acceleration": "rad/s²", "jerk": "rad/s³", "max_step": "rad"}
+LARGEST = 1e6  # no robot's limit; what is above is a slip
 MAX_STEP = 0.1  # [rad]; a bound of the bridge's own, hence the one that has a default
 
 
@@ -186,10 +187,10 @@ def _stated(
 def _checked(quantity: str, value: Any, where: str) -> Any:
     try:
         numbers = tuple(float(x) for x in value) if quantity == "position" else (float(value),)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"{where}: limits must be numbers, position: [low, high]; {quantity} is {value!r}.") from None
-    if not all(math.isfinite(number) for number in numbers):
-        raise ConfigError(f"{where}: {quantity} is {value!r}; it must be finite.")
+    if not all(abs(number) < LARGEST for number in numbers):
+        raise ConfigError(f"{where}: {quantity} is {value!r}; it must be finite and below {LARGEST:g}.")
     if quantity == "position":
         if len(numbers) != 2 or numbers[0] >= numbers[1]:
             raise ConfigError(f"{where}: position is {value!r}; it must be [low, high] with low < high.")

@@ -3,6 +3,7 @@
 `panda-mujoco.yaml` beside this file is the example; a real arm needs a copy with its own names and limits.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -353,7 +354,8 @@ def _convert(hint: Any, value: Any, path: Path, where: str) -> Any:
     if origin is tuple and isinstance(value, list):
         return tuple(_convert(arguments[0], item, path, where) for item in value)
     if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
+            return float(value)
     if origin in (dict, str, bool, int) and type(value) is origin:
         return value
     raise ConfigError(f"{path}: '{where}' is {value!r}; it must be {getattr(hint, '__name__', hint)}.")

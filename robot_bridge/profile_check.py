@@ -6,7 +6,7 @@ import typing
 from pathlib import Path
 
 from embodied.contracts.errors import ConfigError, suggest
-from embodied.robot_bridge.limits import QUANTITIES, Limits
+from embodied.robot_bridge.limits import LARGEST, QUANTITIES, Limits
 
 if typing.TYPE_CHECKING:
     from embodied.robot_bridge.profile import Gripper, Profile, Safety
@@ -28,8 +28,8 @@ def check_profile(profile: "Profile", path: Path) -> None:
     _check_adapters(profile, path)
     for fault in safety_faults(profile.safety):
         raise ConfigError(f"{path}: {fault}")
-    if profile.position_margin < 0:
-        raise ConfigError(f"{path}: position_margin {profile.position_margin:g} must not be negative.")
+    if not 0 <= profile.position_margin < LARGEST:
+        raise ConfigError(f"{path}: position_margin {profile.position_margin:g} must be finite and not negative.")
     for quantity in profile.estimated:
         if quantity not in QUANTITIES:
             raise ConfigError(f"{path}: estimated names '{quantity}', no limit.{suggest(str(quantity), QUANTITIES)}")

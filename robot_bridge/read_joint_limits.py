@@ -83,6 +83,6 @@ def _entry(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e9:
         raise ConfigError(f"{where} has the limit {value!r}; a finite number is needed.")
     return float(value)

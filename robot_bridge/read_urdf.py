@@ -1,7 +1,6 @@
 """A URDF as plain data: links, joints, their origins and limits. Meshes, inertias and plugins are not looked at."""
 
 import dataclasses
-import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
@@ -118,7 +117,7 @@ def read_chain(base: str, chain: Mapping[str, Any], source: Path) -> Urdf:
 
 def _vector(value: Any, where: str) -> tuple[float, ...]:
     numbers = value if isinstance(value, list) else []
-    sound = [isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers]
+    sound = [isinstance(x, int | float) and not isinstance(x, bool) and abs(x) < 1e9 for x in numbers]
     if len(sound) != 3 or not all(sound):
         raise ConfigError(f"{where} is {value!r}; it must be three finite numbers.")
     return tuple(float(x) for x in numbers)

@@ -1,7 +1,9 @@
 """A profile is read strictly; the shipped ones are slow, complete, and as strict as their makers' files."""
 
+import copy
 import dataclasses
 import itertools
+import random
 import re
 import sys
 from pathlib import Path
@@ -184,6 +186,30 @@ def test_other_description_files_may_be_given(tmp_path: Path) -> None:
     path = write_profile(tmp_path / "p.yaml")
     np.testing.assert_array_equal(load_profile(path).read_limits().high, [1.9, 1.9, 0.08])
     np.testing.assert_array_equal(load_profile(path, tmp_path / "tiny.urdf").read_limits().high, [1.5, 1.9, 0.08])
+
+
+def _places(value: object, where: tuple = ()) -> list[tuple]:
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [where, *(place for key, child in children for place in _places(child, (*where, key)))]
+
+
+def test_junk_anywhere_in_a_profile_is_refused_in_three_lines_or_harmless(tmp_path: Path) -> None:
+    junk = [None, True, 0, -1, 1e308, float("nan"), float("inf"), 10**400, "", "x", [], [[1]], {}, {"a": 1}, {1: 2}]
+    whole = yaml.safe_load((PROFILES / "franka-panda.yaml").read_text())
+    rng, refusals = random.Random(0), []
+    for place in _places(whole)[1::2]:
+        broken = copy.deepcopy(whole)
+        parent = broken
+        for key in place[:-1]:
+            parent = parent[key]
+        parent[place[-1]] = rng.choice(junk)
+        (tmp_path / "p.yaml").write_text(yaml.safe_dump(broken))
+        try:
+            load_profile(tmp_path / "p.yaml")
+        except ConfigError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 50
+    assert max(len(text.splitlines()) for text in refusals) <= 3
 
 
 # ---- the shipped ones
