@@ -331,17 +331,21 @@ def test_ctrl_c(parts: dict[str, Any], tmp_path: Path) -> None:
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     log = tmp_path / "logs" / "safety_node.log"
-    end = time.monotonic() + 60
-    while not (log.exists() and "ARMED -> RUNNING" in log.read_text()):
-        assert time.monotonic() < end, "the arm was never run"
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.05)
-    time.sleep(1.5)
-    process.send_signal(signal.SIGINT)
-    pressed = time.monotonic()
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=30)
+    end = time.monotonic() + 120
+    try:
+        while not (log.exists() and "ARMED -> RUNNING" in log.read_text()):
+            assert time.monotonic() < end, "the arm was never run"
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.05)
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        pressed = time.monotonic()
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            process.kill()
     assert process.returncode == 0, output
     assert "(interrupted)" in output
     report = json.loads((tmp_path / "out.json").read_text())
