@@ -39,9 +39,11 @@ class HeldKey:
     def __init__(self) -> None:
         self._key, self._last, self._repeats = "", -1e9, False
 
-    def press(self, key: str, now: float) -> None:
+    def press(self, key: str, now: float) -> bool:
+        """Whether this press is a repeat of the one before."""
         self._repeats = key == self._key and self.held(now)
         self._key, self._last = key, now
+        return self._repeats
 
     def held(self, now: float) -> bool:
         return now - self._last < (NEXT_REPEAT if self._repeats else FIRST_REPEAT)
@@ -134,13 +136,11 @@ class Operator:
             contract: the policy's, for a recording that begins.
         """
         now = self._clock()
-        repeated = self._key.held(now)
-        if key in ("a", "r", "d") and not self.estopped:
-            self._key.press(key, now)
+        repeated = key in ("a", "r", "d") and not self.estopped and self._key.press(key, now)
         if key in ("escape", "c"):
             self.estopped = key == "escape"
             self._send(now)
-        elif key in MODES and not (key == "r" and repeated):
+        elif key in MODES and not repeated:
             self._send(now)  # the deadman arrives before what needs it
             self._mode.write(messages.string(MODES[key]))
         elif key == "b" and not self._bag:

@@ -273,6 +273,16 @@ def test_an_operators_keys_send_modes_deadman_and_estop(tmp_path: Path) -> None:
     assert len(said["estop"]) >= 20
 
 
+def test_arm_then_run_in_one_breath(tmp_path: Path) -> None:
+    _, operator, clock, said = operator_bench(tmp_path)
+    for key in "ddddaarrrrrr":  # the deadman held, then each of the others, with a keyboard's repeats
+        operator.press(key)
+        operator.tick()
+        clock.now += 0.05
+    assert [m.read_string(data) for data in said["mode"]] == ["arm", "run"]
+    assert all(m.read_bool(data) for data in said["deadman"])
+
+
 def test_the_estop_latches_until_it_is_cleared(tmp_path: Path) -> None:
     _, operator, clock, said = operator_bench(tmp_path)
     operator.press("d")
