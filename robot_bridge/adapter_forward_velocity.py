@@ -11,6 +11,7 @@ import numpy as np
 
 from embodied.contracts.errors import SafetyError
 from embodied.robot_bridge import messages
+from embodied.robot_bridge.adapter_order import JointOrder
 from embodied.robot_bridge.adapter_velocity import VelocityAdapter
 from embodied.robot_bridge.command_messages import float_array
 from embodied.robot_bridge.profile import Profile
@@ -29,6 +30,13 @@ class ForwardVelocityAdapter(VelocityAdapter):
                 "an arm on this controller keeps moving when the bridge dies."
             )
         super().__init__(profile, transport)
+        self._order = JointOrder(transport, profile.topics.command, self.names)
+
+    def prepare(self) -> None:
+        self._order.ask()
+
+    def obstacle(self) -> str:
+        return self.topic.obstacle() or self._order.fault()
 
     def encode(self, velocity: np.ndarray, stamp_ns: int) -> bytes:
         return float_array(velocity)

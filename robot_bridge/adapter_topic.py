@@ -63,6 +63,13 @@ class TopicAdapter:
         """Measured joints (J,) of the profile in the filter's coordinates, the columns of `limits`."""
         return position, velocity
 
+    def prepare(self) -> None:
+        """Called now and then before arming: find out what `obstacle` needs to know."""
+
+    def obstacle(self) -> str:
+        """Why the robot could not be driven; empty if it can."""
+        return self.topic.obstacle()
+
     def send(self, tick: Tick, measured: np.ndarray, now: float, stamp_ns: int) -> bool:
         """Send what the tick decided; whether anything went out.
 

@@ -72,9 +72,13 @@ class RobotCommands:
         gripper = (self._gripper.gripper.topic,) if self._gripper else ()
         return (self._arm.topic.topic, *gripper)
 
+    def prepare(self) -> None:
+        """Find out what `obstacle` needs to know; call now and then before arming."""
+        self._arm.prepare()
+
     def obstacle(self) -> str:
         """Why the robot could not be driven; empty if it can."""
-        return self._arm.topic.obstacle() or (self._gripper.obstacle() if self._gripper else "")
+        return self._arm.obstacle() or (self._gripper.obstacle() if self._gripper else "")
 
     def rival(self) -> str:
         """Who else commands the robot; empty if nobody does."""

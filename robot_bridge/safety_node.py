@@ -277,6 +277,8 @@ class SafetyNode:
             self._events.write("held", reason=f"{self._profile.topics.clock} stands still")
         active = self.filter.state in (State.ARMED, State.RUNNING, State.HOLD)
         every_second = self._ticks % round(self._profile.safety.rate_hz) == 0
+        if every_second and self.filter.state is State.INACTIVE and not self._shadow:
+            self.commands.prepare()
         if active and every_second and (rival := self.commands.rival()):
             self.filter.request("stop", now)
             self._events.write("stopped", reason=rival)

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -314,3 +315,20 @@ def test_a_twist_is_only_given_in_the_base_frame(tmp_path: Path) -> None:
         other = dataclasses.replace(profile, servo=dataclasses.replace(profile.servo, frame=frame))
         with pytest.raises(ConfigError, match="base frame"):
             RobotCommands(other, MemoryTransport(MemoryBus()))
+
+
+@pytest.mark.parametrize("adapter", ["forward_position", "forward_velocity"])
+@pytest.mark.parametrize(
+    ("order", "refused"), [(["elbow", "shoulder", "finger"], True), (["shoulder", "elbow", "finger"], False)]
+)
+def test_a_forward_controller_with_another_joint_order_refuses_arming(
+    tmp_path: Path, adapter: str, order: list[str], refused: bool
+) -> None:
+    rig = rig_of(tmp_path, adapter)
+    rig.transport("forward").parameters({"joints": order})  # its commands are on /forward/commands
+    rig.before_step = lambda: time.sleep(0.001)  # the question is asked on a thread of its own
+    rig.run(1.2)
+    rig.send("arm")
+    assert (rig.state is State.INACTIVE) == refused
+    if refused:
+        assert any("/forward has the joints elbow, shoulder, finger" in str(event) for event in rig.events)
