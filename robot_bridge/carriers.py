@@ -111,7 +111,7 @@ def carrier(cls: Any) -> Any:
 
     cls.serialize = serialize
     cls.deserialize = classmethod(deserialize)
-    # Called with the key of a sample whose writer went away; without it `take` raises.
+    # For a sample without data, whose writer disposed of it or went away: nobody needs an empty message of the type.
     cls.deserialize_key = classmethod(deserialize)
     return cls
 

@@ -174,12 +174,15 @@ class MemoryPublisher:
     def __init__(self, bus: MemoryBus, endpoint: Endpoint) -> None:
         self.topic, self.endpoint, self._bus = endpoint.topic, endpoint, bus
         self.history = collections.deque[bytes](maxlen=endpoint.qos.depth or None)
+        self.closed = False
 
     @property
     def matched(self) -> int:
         return sum(not _reason(self, subscriber) for subscriber in self._bus.subscribers(self.topic))
 
     def write(self, data: bytes) -> None:
+        if self.closed:
+            raise TransportError(f"{self.topic}: node {self.endpoint.node} has left the graph.")
         self.history.append(data)
         for subscriber in self._bus.subscribers(self.topic):
             if not _reason(self, subscriber):
@@ -298,6 +301,6 @@ class MemoryTransport:
         if self not in self._bus.transports:
             return
         self._bus.transports.remove(self)
-        for subscriber in self.subscribers:
-            subscriber.closed = True
+        for end in (*self.publishers, *self.subscribers):
+            end.closed = True
         self.publishers, self.subscribers, self.servers = [], [], {}

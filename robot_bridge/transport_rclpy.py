@@ -49,7 +49,10 @@ class RclpyPublisher:
             messages.decode(data, self.endpoint.message_type)  # the middleware would send anything
         except InputError as error:
             raise TransportError(f"{self.topic}: refused a sample of {error}") from None
-        self.entity.publish(data)  # type: ignore[union-attr]
+        try:
+            self.entity.publish(data)  # type: ignore[union-attr]
+        except Exception as error:  # InvalidHandle, whose module differs between distributions: the node has left
+            raise TransportError(f"{self.topic}: {error}") from None
 
 
 class RclpySubscriber:

@@ -611,7 +611,7 @@ def test_a_thousand_calls_leave_the_memory_as_it_was(nodes: tuple[CycloneTranspo
     ask(200)
     before = resident_kb()
     ask(1000)
-    assert resident_kb() - before < 150  # 280 kB if every call looks at its peers anew
+    assert resident_kb() - before < 70  # 280 kB if server and client look at their peers at every call, 140 if one does
 
 
 def test_nothing_is_made_on_a_node_that_has_left() -> None:

@@ -498,3 +498,15 @@ class TransportConformance:
             node.close()
         assert got == ["first", "second"]
         assert "Traceback" not in caplog.text  # what a leaving publisher leaves behind is no sample
+
+    def test_a_node_that_has_left_sends_nothing(self, make: Make) -> None:
+        got: list[bytes] = []
+        make("listener").subscriber("/t", m.STRING, DEFAULT, lambda data, at: got.append(data))
+        node = make("talker")
+        publisher = node.publisher("/t", m.STRING, DEFAULT)
+        assert wait(lambda: publisher.matched == 1)
+        node.close()
+        with pytest.raises(TransportError):
+            publisher.write(m.string("x"))
+        time.sleep(0.05)
+        assert got == []
