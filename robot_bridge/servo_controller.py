@@ -87,7 +87,8 @@ class ServoController:
         if self._elapsed >= PERIOD - 1e-9:
             self._elapsed = 0.0
             self._wanted = self._wish(moment)
-        self._velocity += (self._wanted - self._velocity) * (1 - np.exp(-moment.dt / _SMOOTHING))
+        share = 1 - np.exp(-moment.dt / _SMOOTHING)
+        self._velocity = self._velocity + (self._wanted - self._velocity) * share
         if not self._wanted.any() and np.abs(self._velocity).max() < _STOPPED:
             self._velocity = np.zeros_like(self._velocity)
         self._target = self._target + self._velocity * moment.dt

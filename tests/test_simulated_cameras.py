@@ -49,6 +49,23 @@ def test_both_ways_of_drawing_give_the_same_pixels(arm: SimulatedArm) -> None:
     np.testing.assert_array_equal(first, second)
 
 
+def test_a_picture_shows_the_moment_it_was_asked_for(arm: SimulatedArm) -> None:
+    gate, pictures = threading.Event(), []
+
+    def slow(name: str, stamp_ns: int, pixels: np.ndarray) -> None:
+        pictures.append(pixels.copy())
+        gate.wait(20)
+
+    cameras = SimulatedCameras(arm, slow, threaded=True)
+    cameras.draw(["eye", "eye"], 1)
+    for _ in range(100):  # between the first picture and the second
+        arm.advance(np.array([0.6, 0.3, 0.08]))
+    gate.set()
+    arrive(pictures, 2)
+    np.testing.assert_array_equal(*pictures)
+    cameras.close()
+
+
 def test_physics_does_not_wait_and_a_late_picture_is_counted(arm: SimulatedArm) -> None:
     gate, pictures = threading.Event(), []
 
