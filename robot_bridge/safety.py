@@ -104,7 +104,7 @@ class SafetyFilter:
         self._estop = False
         self._clamps_in_row, self._error_since = 0, np.inf
         self._yield: np.ndarray | None = None  # where to go in a HOLD because the arm did not follow
-        self._dirty, self._since_sent = False, 0
+        self._dirty, self._silent, self._since_sent = False, False, 0
         self._events: list[str] = []
 
     @property
@@ -283,8 +283,7 @@ class SafetyFilter:
             self.counts["bugs"] += 1
             self._stop_for_bug(f"bug: {type(error).__name__}: {error}", now)
         events, self._events = tuple(self._events), []
-        silent = self.state is State.INACTIVE or (self.state is State.ESTOP and plan is None and self._at_rest)
-        motion = None if silent else self.motion
+        motion = None if self.state is State.INACTIVE or self._silent else self.motion
         return Tick(self.state, self.reason, plan, self._chunk if self.state is State.RUNNING else None, events, motion)
 
     def _tick(self, now: float) -> Plan | None:
@@ -292,9 +291,8 @@ class SafetyFilter:
             raise ValueError(f"the time is {now}")
         steps = self._elapsed_ticks(now)
         self._set(transitions.watch(self._machine, self._inputs(now), self.config))
-        if self._path is None or steps == 0:
-            return None
-        if self.state is State.ESTOP and self._at_rest:
+        self._silent = self.state is State.ESTOP and self._at_rest
+        if self._path is None or self._silent or steps == 0:
             return None
         self._path = self._path.advance(steps)
         if self._streaming and steps > self._ahead and self.motion is not None:

@@ -105,6 +105,8 @@ def test_a_press_between_two_ticks_is_not_lost() -> None:
     assert arm.filter.motion is not None
     assert arm.filter.motion.at_rest
     assert arm.tick().motion is None
+    last = [tick.motion for tick in arm.ticks if tick.motion is not None][-1]
+    assert last.at_rest  # whoever is sent one motion after another has been told to stand still
     assert arm.filter.request("run", arm.now)
     assert "ESTOP" in arm.offer(0.1)
 
