@@ -79,6 +79,7 @@ class Records:
 def _parsed(opcode: int, body: bytes, cut: bool) -> Iterator[Any]:
     """The records in a record's body (a chunk holds several); returns how many of its bytes were of use."""
     from mcap.data_stream import ReadDataStream
+    from mcap.exceptions import McapError
     from mcap.records import Attachment, Channel, Message, Metadata, Schema
 
     readers = {0x03: Schema.read, 0x04: Channel.read, 0x09: Attachment.read, 0x0C: Metadata.read}
@@ -92,7 +93,7 @@ def _parsed(opcode: int, body: bytes, cut: bool) -> Iterator[Any]:
             yield Message.read(stream, len(body))
         elif opcode in readers:
             yield readers[opcode](stream)
-    except (ValueError, struct.error, EOFError, KeyError):  # no record, for all that its length was right
+    except (McapError, ValueError, struct.error):  # no record, for all that its length was right
         return 0
     return len(body)
 
@@ -193,7 +194,7 @@ def _survey(path: Path) -> Contents:
         elif kind == "Channel":
             topics[record.id] = record.topic
             contents.add_topic(record.topic, schemas.get(record.schema_id, ""), record.metadata)
-        elif kind == "Message":
+        elif kind == "Message" and record.channel_id in topics:
             contents.count(topics[record.channel_id], record.log_time)
     return contents
 

@@ -83,6 +83,17 @@ def qos_text(offered: Iterable[QosProfile]) -> str:
     return yaml.safe_dump(profiles, sort_keys=False) if profiles else ""
 
 
+def _qos_of(text: str) -> list[Any]:
+    """The profiles in what `qos_text` wrote; none where the text is damaged."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError):
+        return []
+    return found if isinstance(found, list) else []
+
+
 class Contents:
     """What metadata.yaml says of a file: per topic its type, QoS and count, and the time that the messages span."""
 
@@ -115,7 +126,7 @@ class Contents:
                     "name": topic,
                     "type": message_type,
                     "serialization_format": "cdr",
-                    "offered_qos_profiles": yaml.safe_load(metadata.get(OFFERED_QOS, "")) or [],
+                    "offered_qos_profiles": _qos_of(metadata.get(OFFERED_QOS, "")),
                     "type_description_hash": metadata.get(TYPE_HASH, ""),
                 },
                 "message_count": self.counts[topic],

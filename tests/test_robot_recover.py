@@ -182,6 +182,23 @@ def test_damage_in_the_middle_costs_the_chunk_it_is_in(tmp_path: Path) -> None:
     assert {0.0, 999.0} <= set(kept)
 
 
+def test_whatever_the_damage_a_readable_bag_comes_of_it(tmp_path: Path) -> None:
+    data = whole(tmp_path / "whole", 300).read_bytes()
+    draw = np.random.default_rng(0)
+    for trial in range(100):
+        damaged = bytearray(data[: draw.integers(1, len(data) - 8)])
+        for _ in range(draw.integers(0, 12)):
+            at, size = int(draw.integers(0, len(damaged))), int(draw.integers(1, 9))
+            damaged[at : at + size] = draw.integers(0, 256, size, dtype=np.uint8).tobytes()
+        folder = tmp_path / f"bag{trial}"
+        folder.mkdir()
+        (folder / "bag_0.mcap").write_bytes(bytes(damaged))
+        found = recover(folder)
+        assert (folder / "bag_0.mcap.damaged").read_bytes() == bytes(damaged)
+        again = recover(folder)
+        assert (again.changed, again.messages) == (False, found.messages)
+
+
 def test_an_interrupted_recovery_is_run_again(tmp_path: Path) -> None:
     path = broken(tmp_path / "bag", 20_000)
     before = path.read_bytes()
