@@ -37,11 +37,12 @@ class RclpyPublisher:
     """One publisher; `matched` counts the subscriptions it reaches."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.topic, self.endpoint, self.incompatible, self.entity = endpoint.topic, endpoint, "", None
+        self.topic, self.endpoint, self.incompatible = endpoint.topic, endpoint, ""
+        self.entity: Any = None  # None again when its node has left
 
     @property
     def matched(self) -> int:
-        return self.entity.get_subscription_count()  # type: ignore[union-attr]
+        return self.entity.get_subscription_count() if self.entity else 0
 
     def write(self, data: bytes) -> None:
         """Send CDR bytes. Raises TransportError if they are no sample of the topic's type."""
@@ -59,13 +60,16 @@ class RclpySubscriber:
     """One subscription; `matched` counts the publishers that reach it."""
 
     def __init__(self, endpoint: Endpoint, callback: Callback, offers: Callable[[str], list[QosProfile]]) -> None:
-        self.topic, self.endpoint, self.incompatible, self.entity = endpoint.topic, endpoint, "", None
+        self.topic, self.endpoint, self.incompatible = endpoint.topic, endpoint, ""
+        self.entity: Any = None  # None again when its node has left
         self._callback, self._offers = callback, offers
 
     @property
     def matched(self) -> int:
+        if self.entity is None:
+            return 0
         if hasattr(self.entity, "get_publisher_count"):
-            return self.entity.get_publisher_count()  # type: ignore[union-attr]
+            return self.entity.get_publisher_count()
         return sum(not incompatibility(offer, self.endpoint.qos) for offer in self._offers(self.topic))  # Humble
 
     def receive(self, data: bytes) -> None:
@@ -175,7 +179,12 @@ class RclpyTransport:
                     log.exception("node %s", self.full_name)
                     time.sleep(0.01)
 
+    def _check_open(self) -> None:
+        if self._closing:
+            raise TransportError(f"node {self.full_name} has left the graph.")
+
     def _endpoint(self, topic: str, message_type: str, publishes: bool, qos: QosProfile) -> Endpoint:
+        self._check_open()
         name = resolve(topic, self.node, self.namespace)
         messages.message_class(message_type)  # says which name is wrong
         return Endpoint(name, message_type, self.full_name, publishes, qos, messages.type_hash(message_type))
@@ -208,6 +217,7 @@ class RclpyTransport:
         from rclpy.callback_groups import MutuallyExclusiveCallbackGroup
         from rclpy.task import Future
 
+        self._check_open()
         messages.message_class(f"{service_type}_Request")
         name = resolve(name, self.node, self.namespace)
 
@@ -226,6 +236,11 @@ class RclpyTransport:
     def call(self, name: str, service_type: str, request: bytes, timeout_s: float) -> bytes:
         from rclpy.serialization import deserialize_message, serialize_message
 
+        self._check_open()
+        if threading.current_thread() is self._thread:
+            raise TransportError(
+                f"{name}: a service cannot be called from a topic's callback, which would wait on itself."
+            )
         deadline = time.monotonic() + timeout_s
         name = resolve(name, self.node, self.namespace)
         messages.message_class(f"{service_type}_Request")  # says which name is wrong
@@ -253,6 +268,8 @@ class RclpyTransport:
         return parameters.serve(self, values, on_set)
 
     def graph(self) -> Graph:
+        if self._closing:
+            return Graph((), ())
         named = [(name, space) for name, space in self._ros.get_node_names_and_namespaces() if name not in NO_NODE]
         ends: list[Endpoint] = []
         for topic, _ in self._ros.get_topic_names_and_types():
@@ -291,6 +308,8 @@ class RclpyTransport:
         if self._closing:
             return
         self._closing = True
+        for end in (*self._publishers, *self._subscribers):
+            end.entity = None
         self._executor.shutdown(timeout_sec=3)
         self._thread.join(timeout=3)
         for worker in self._workers:

@@ -18,14 +18,13 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from transport_conformance import Make, TransportConformance, ignore, wait
+from transport_conformance import Make, TransportConformance, fresh_domain, ignore, wait
 
 from embodied.contracts.errors import ConfigError, InputError, TransportError
 from embodied.contracts.protocols import Transport
 from embodied.robot_bridge import command_messages as commands
 from embodied.robot_bridge import messages as m
 from embodied.robot_bridge import parameters
-from embodied.robot_bridge.processes import free_domain
 from embodied.robot_bridge.qos import DEFAULT, LATCHED, QosProfile
 from embodied.robot_bridge.ros_installation import environment_of
 from embodied.robot_bridge.transport_cyclone import CycloneTransport
@@ -36,8 +35,6 @@ needs_ros = pytest.mark.skipif(
     not SOURCED, reason="no rclpy: source a ROS 2 installation (it is not on PyPI) and run this file with its Python"
 )
 NEEDS_CYCLONE = "the dds transport reaches services on RMW_IMPLEMENTATION=rmw_cyclonedds_cpp only"
-DOMAIN = free_domain()
-MIXED_DOMAIN = 1 + (DOMAIN + 6) % 200
 
 
 def on_cyclone() -> bool:
@@ -109,8 +106,9 @@ def test_nothing_in_the_environment_opens_the_host_unless_a_flag_does(
 # ---- the conformance suite
 
 
-def transports(kind: Callable[[int], Any], domain: int) -> Iterator[Make]:
+def transports(kind: Callable[[int], Any]) -> Iterator[Make]:
     opened: list[Any] = []
+    domain = fresh_domain()
 
     def factory(node: str, namespace: str = "/") -> Transport:
         opened.append(kind(len(opened))(node, domain, namespace=namespace))
@@ -125,7 +123,7 @@ def transports(kind: Callable[[int], Any], domain: int) -> Iterator[Make]:
 class TestRclpy(TransportConformance):
     @pytest.fixture
     def make(self) -> Iterator[Make]:
-        yield from transports(lambda k: RclpyTransport, DOMAIN)
+        yield from transports(lambda k: RclpyTransport)
 
 
 @needs_ros
@@ -139,31 +137,36 @@ class TestRclpyWithDds(TransportConformance):
     @pytest.fixture
     def make(self, rclpy_first: bool) -> Iterator[Make]:
         kinds = (RclpyTransport, CycloneTransport) if rclpy_first else (CycloneTransport, RclpyTransport)
-        yield from transports(lambda k: kinds[k % 2], MIXED_DOMAIN)
+        yield from transports(lambda k: kinds[k % 2])
 
 
 # ---- a plain ROS node, as its author writes it: message classes, rclpy's own parameters
 
 
+@pytest.fixture
+def domain() -> int:
+    return fresh_domain()
+
+
 @pytest.fixture(params=["rclpy", "dds"])
-def ours(request: pytest.FixtureRequest) -> Iterator[Any]:
+def ours(request: pytest.FixtureRequest, domain: int) -> Iterator[Any]:
     if request.param == "dds" and not on_cyclone():
         pytest.skip(NEEDS_CYCLONE)
     kind = RclpyTransport if request.param == "rclpy" else CycloneTransport
-    transport = kind("ours", MIXED_DOMAIN)
+    transport = kind("ours", domain)
     yield transport
     transport.close()
 
 
 @pytest.fixture
-def ros_node() -> Iterator[Any]:
+def ros_node(domain: int) -> Iterator[Any]:
     import rclpy
     from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
     from rclpy.parameter import Parameter
 
     context = rclpy.context.Context()
     with environment_of("localhost", importlib.util.find_spec("rclpy.event_handler") is None):
-        rclpy.init(args=[], context=context, domain_id=MIXED_DOMAIN)
+        rclpy.init(args=[], context=context, domain_id=domain)
         overrides = [Parameter("use_sim_time", value=True)]
         node = rclpy.create_node("theirs", context=context, parameter_overrides=overrides)
     node.declare_parameter("gain", 0.5)
@@ -287,7 +290,7 @@ def test_a_ros_node_sees_our_endpoints_under_our_name_with_their_hashes(ours: An
 
 @needs_ros
 def test_bytes_that_are_no_sample_are_refused_before_the_wire() -> None:
-    node = RclpyTransport("node", DOMAIN)
+    node = RclpyTransport("node", fresh_domain())
     try:
         publisher = node.publisher("/t", m.JOINT_STATE, DEFAULT)
         with pytest.raises(TransportError, match=r"/t: refused a sample of 8 bytes that are no sensor_msgs"):
@@ -302,7 +305,7 @@ def test_bytes_that_are_no_sample_are_refused_before_the_wire() -> None:
 def test_types_that_the_installation_lacks_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trajectory_msgs.msg", None)
     monkeypatch.setenv("ROS_DISTRO", "jazzy")
-    node = RclpyTransport("node", DOMAIN)
+    node = RclpyTransport("node", fresh_domain())
     try:
         with pytest.raises(ConfigError, match="apt-get install ros-jazzy-trajectory-msgs"):
             node.subscriber("/t", m.JOINT_TRAJECTORY, DEFAULT, ignore)
@@ -312,9 +315,46 @@ def test_types_that_the_installation_lacks_are_named(monkeypatch: pytest.MonkeyP
 
 @needs_ros
 def test_other_representations_are_refused() -> None:
-    node = RclpyTransport("node", DOMAIN)
+    node = RclpyTransport("node", fresh_domain())
     try:
         with pytest.raises(ConfigError, match="xcdr1"):
             node.publisher("/t", m.STRING, QosProfile(representations=("xcdr2",)))
     finally:
+        node.close()
+
+
+@needs_ros
+def test_a_slow_service_holds_up_neither_topics_nor_other_services() -> None:
+    node, got, started, go_on = RclpyTransport("node", fresh_domain()), [], threading.Event(), threading.Event()
+
+    def slow(request: bytes) -> bytes:
+        started.set()
+        assert go_on.wait(10)
+        return commands.outcome(True, "slow")
+
+    answers: list[Any] = []
+
+    def ask() -> None:
+        answers.append(commands.read_outcome(node.call("~/slow", m.TRIGGER, commands.trigger_request(), 20.0)))
+
+    asking = threading.Thread(target=ask)
+    try:
+        node.service("~/slow", m.TRIGGER, slow)
+        node.service("~/quick", m.TRIGGER, lambda request: commands.outcome(True, "quick"))
+        node.subscriber("/t", m.STRING, DEFAULT, lambda data, at: got.append(data))
+        publisher = node.publisher("/t", m.STRING, DEFAULT)
+        assert wait(lambda: publisher.matched == 1)
+        asking.start()
+        assert started.wait(10)
+        for k in range(3):
+            publisher.write(m.string("x"))
+            assert wait(lambda k=k: len(got) == k + 1)
+        quick = node.call("~/quick", m.TRIGGER, commands.trigger_request(), 10.0)
+        assert commands.read_outcome(quick) == (True, "quick")
+        assert answers == []
+        go_on.set()
+        asking.join(10)
+        assert answers == [(True, "slow")]
+    finally:
+        go_on.set()
         node.close()
