@@ -24,14 +24,13 @@ _LOCAL_PEERS = ("127.0.0.1", "localhost", "::1")
 _HARMLESS = ("compatibility", "sizing", "threads", "tracing")
 
 _UNICAST = """<ParticipantIndex>auto</ParticipantIndex><MaxAutoParticipantIndex>32</MaxAutoParticipantIndex>"""
+# A picture arrives in many packets at once; the kernel's rmem_max caps the wish.
+_BUFFER = '<Internal><SocketReceiveBufferSize max="10MB"/></Internal>'
 # Large fragments: with the default size a third of the best-effort VGA images is lost on loopback.
 _LOCALHOST = f"""<General>
 <Interfaces><NetworkInterface address="127.0.0.1" multicast="false"/></Interfaces>
 <AllowMulticast>false</AllowMulticast><MaxMessageSize>65500B</MaxMessageSize><FragmentSize>63000B</FragmentSize>
-</General><Discovery>{_UNICAST}<Peers><Peer Address="127.0.0.1"/></Peers></Discovery>"""
-
-# Off the host a picture arrives in many small packets at once; the kernel's rmem_max caps the wish.
-_SUBNET = '<Internal><SocketReceiveBufferSize max="10MB"/></Internal>'
+</General><Discovery>{_UNICAST}<Peers><Peer Address="127.0.0.1"/></Peers></Discovery>{_BUFFER}"""
 
 _domains: dict[int, tuple[str, Any]] = {}  # a process may configure a domain once
 
@@ -85,7 +84,7 @@ def configuration(discovery: str, environment: Mapping[str, str]) -> str:
     if wanted == "LOCALHOST":
         log.warning("The environment keeps ROS 2 on this host; discovery 'subnet' follows it.")
         return ",".join(filter(None, [_wrap(_LOCALHOST + _peers(peers)), uri]))
-    fragment = {"OFF": _off(), "SYSTEM_DEFAULT": "", "SUBNET": _SUBNET + _peers(peers)}[wanted]
+    fragment = {"OFF": _off(), "SYSTEM_DEFAULT": "", "SUBNET": _BUFFER + _peers(peers)}[wanted]
     return ",".join(filter(None, [_wrap(fragment), uri]))
 
 
