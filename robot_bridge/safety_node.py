@@ -17,7 +17,9 @@ This is software, not a rated safety function: it stands behind the robot's own 
 import argparse
 import collections
 import functools
+import itertools
 import logging
+import operator
 import threading
 import time
 from collections.abc import Callable
@@ -46,7 +48,8 @@ MODES = ("arm", "run", "hold", "stop", "reset")
 SIM_POLLS = 4  # how often simulated time is looked at per tick
 CLOCK_SILENCE = 1.0  # with sim time, /clock may stand still for so long on the wall clock [s]
 BRAKING = 0.3  # ... and then so much time is taken to have passed [s]
-_BURST = 16  # joint states decoded per tick: after a pause the older ones of a burst are of no use
+_BURST = 16  # joint states kept for a tick: after a pause the older ones of a burst are of no use
+_QUEUE = 1000  # other messages kept for a tick, per topic
 _MALFORMED = (InputError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
 
 
@@ -87,7 +90,9 @@ class SafetyNode:
         self._command = transport.publisher(COMMAND_TOPIC, messages.JOINT_TRAJECTORY, DEFAULT)
         self._events = EventLog(transport, "safety", stamp)
         self._report = SafetyReport(transport, STATE_TOPIC, profile.safety.rate_hz)
-        self._lock, self._inbox = threading.RLock(), collections.deque[tuple[str, bytes, float]](maxlen=4096)
+        self._lock = threading.RLock()
+        # One per topic, so that a flood of joint states after a pause pushes no e-stop out.
+        self._inboxes: dict[str, collections.deque[tuple[str, bytes, float]]] = {}
         self._handlers = self._subscribe()
         self._serve()
         self._ticks, self._now = 0, clock()
@@ -112,20 +117,23 @@ class SafetyNode:
             topics[profile.topics.deadman] = (messages.JOY, SENSOR_DATA, self._on_joy)
         if profile.gripper and profile.gripper.joint_states:
             topics[profile.gripper.joint_states] = (messages.JOINT_STATE, SENSOR_DATA, self._on_joint_state)
-        for topic, (kind, qos, _) in topics.items():
+        for topic, (kind, qos, handler) in topics.items():
+            kept = _BURST if handler == self._on_joint_state else _QUEUE
+            self._inboxes[topic] = collections.deque(maxlen=kept)
             self._transport.subscriber(topic, kind, qos, functools.partial(self._arrived, topic))
         self._inputs = tuple(topics)
         return {topic: handler for topic, (_, _, handler) in topics.items()}
 
     def _arrived(self, topic: str, data: bytes, received_ns: int) -> None:
-        self._inbox.append((topic, data, self._clock() if self._sim_time else received_ns * 1e-9))
+        self._inboxes[topic].append((topic, data, self._clock() if self._sim_time else received_ns * 1e-9))
 
     def _take(self) -> None:
-        arrived = [self._inbox.popleft() for _ in range(len(self._inbox))]
-        states = [item for item in arrived if self._handlers[item[0]] == self._on_joint_state]
+        waiting = [[box.popleft() for _ in range(len(box))] for box in self._inboxes.values()]
+        arrived = sorted(itertools.chain(*waiting), key=operator.itemgetter(2))
         heard = False
-        for topic, data, at in states[-_BURST:]:
-            heard |= bool(self._handle(topic, data, at))
+        for topic, data, at in arrived:
+            if self._handlers[topic] == self._on_joint_state:
+                heard |= bool(self._handle(topic, data, at))
         if heard and not self._joints.missing():
             joints = self._joints
             position, velocity = self.commands.coordinates(joints.position, joints.velocity)

@@ -423,6 +423,17 @@ def test_a_burst_after_a_pause_is_decoded_up_to_a_bound(tmp_path: Path, monkeypa
     assert rig.safety._joints.position[0] == pytest.approx(0.999)
 
 
+def test_a_flood_of_joint_states_pushes_no_estop_out(tmp_path: Path) -> None:
+    rig = moving(rig_of(tmp_path).start())
+    rig.operator.publisher("/bridge/estop", m.BOOL, COMMAND).write(m.boolean(True))
+    states = rig.operator.publisher("/joint_states", m.JOINT_STATE, COMMAND)
+    data = m.joint_state(rig.clock.stamp(), ("shoulder", "elbow", "finger"), rig.path[-1], np.zeros(3))
+    for _ in range(20_000):
+        states.write(data)
+    rig.run(TICK)
+    assert rig.state is State.ESTOP
+
+
 # ---- ends
 
 
