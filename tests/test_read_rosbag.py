@@ -66,6 +66,18 @@ def targets_of(actions: np.ndarray) -> np.ndarray:
     return np.stack(rows)
 
 
+def png(stamp: int, frame: str, picture: np.ndarray) -> bytes:
+    import io
+
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "png")
+    data = np.frombuffer(buffer.getvalue(), np.uint8)
+    new = messages.message_class(messages.COMPRESSED_IMAGE)
+    return messages.encode(new(messages.header(stamp, frame), "rgb8; png compressed", data))
+
+
 def record(
     folder: Path,
     *,
@@ -79,6 +91,7 @@ def record(
     about=None,
     prefix="",
     silent=(),
+    compressed=False,
 ):
     """What the bridge's recorder writes: joints at 100 Hz in another order, pictures at 10 Hz, commands at 50 Hz."""
     metadata = {"embodied_contract": contract} if contract else {}
@@ -104,7 +117,10 @@ def record(
             for camera, tone in (("wrist", 0), ("side", 100)):
                 picture = np.full((4, 6, 3), max(0, tone + k // 10), np.uint8)
                 topic = f"/camera/{camera}/image_raw"
-                rows.append((stamp + 1, topic, messages.image(stamp, camera, picture)))
+                if compressed:
+                    rows.append((stamp + 1, topic + "/compressed", png(stamp, camera, picture)))
+                else:
+                    rows.append((stamp + 1, topic, messages.image(stamp, camera, picture)))
             rows.append(
                 (stamp + 2, "/sim/pose/cube", messages.pose_stamped(stamp, "world", value, np.array([0, 0, 0, 1.0])))
             )
@@ -133,6 +149,7 @@ def record(
     }
     for received, topic, data in sorted(rows, key=lambda row: row[0]):
         kind = kinds.get(topic, messages.IMAGE if "camera" in topic else messages.JOINT_TRAJECTORY)
+        kind = messages.COMPRESSED_IMAGE if topic.endswith("/compressed") else kind
         writer.write(topic, kind, data, received)
     writer.close()
     return writer.path
@@ -322,6 +339,12 @@ def test_steps_with_a_stale_source_are_none_and_ages_are_kept(tmp_path):
     assert attributes["recording"] == about
     again = import_dataset(record(tmp_path / "f", silent=silent), tmp_path / "t")  # 0.3 s, where nothing is said
     assert again.read("step_valid").tolist() == [True] * 5 + [False]
+
+
+def test_compressed_cameras_are_the_bundles_cameras(tmp_path):
+    store = import_dataset(record(tmp_path / "e", compressed=True), tmp_path / "s")
+    assert set(store.spec.images) == {"wrist", "side"}
+    check_first_episode(store)
 
 
 def test_a_shadow_run_is_refused_since_nothing_was_executed(tmp_path):
