@@ -77,7 +77,9 @@ def robot_sim(config: RobotSim, progress: Progress) -> dict[str, Any]:
     from embodied.robot_bridge.node import Stop
     from embodied.robot_bridge.profile import load_profile
     from embodied.robot_bridge.scene import load_scene
+    from embodied.robot_bridge.simulated_arm import use_software_gl
 
+    use_software_gl()  # reading a profile may import mujoco
     _check(config)
     profile = load_profile(config.profile, config.urdf)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")

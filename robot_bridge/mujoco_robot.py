@@ -47,7 +47,7 @@ from embodied.robot_bridge.robot_log import RobotLog
 from embodied.robot_bridge.robot_options import FAULT_TOPIC, RESET_TOPIC, RobotOptions, StateStyle
 from embodied.robot_bridge.robot_outputs import RobotOutputs
 from embodied.robot_bridge.scene import SceneState, load_scene
-from embodied.robot_bridge.simulated_arm import CONTROL_DT, SimulatedArm
+from embodied.robot_bridge.simulated_arm import CONTROL_DT, SimulatedArm, use_software_gl
 from embodied.robot_bridge.simulated_faults import FAULTS, Fault, read_fault
 
 log = logging.getLogger("mujoco_robot")
@@ -338,4 +338,5 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
 
 
 if __name__ == "__main__":
+    use_software_gl()  # reading a profile may import mujoco
     run_process(main, parser())

@@ -12,11 +12,16 @@ CONTROL_DT = 0.004  # controllers write to the actuators this often, or faster f
 _IMMOVABLE = 1e9  # inertia of a joint that an obstacle holds [kg·m²]
 
 
-def load_mujoco() -> Any:
-    """The mujoco package, set up to draw without a display."""
+def use_software_gl() -> None:
+    """Draw without a display, on one core, unless the user chose otherwise; counts before mujoco is first imported."""
     os.environ.setdefault("MUJOCO_GL", "egl")
     os.environ.setdefault("PYOPENGL_PLATFORM", os.environ["MUJOCO_GL"])
     os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's rasteriser would otherwise take every core
+
+
+def load_mujoco() -> Any:
+    """The mujoco package, set up to draw without a display."""
+    use_software_gl()
     try:
         import mujoco
     except ImportError as error:

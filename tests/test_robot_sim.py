@@ -1,6 +1,8 @@
 """Every shipped profile has a simulated robot: names, ranges, controllers and what it says of itself."""
 
 import dataclasses
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -172,3 +174,19 @@ def test_wrong_models_are_refused(tmp_path: Path) -> None:
         write_robot_scene(tmp_path, load_profile("ur5e"), RobotSim("ur5e", model="xarm7"))
     with pytest.raises(InputError, match="closed position is 0"):
         write_robot_scene(tmp_path, load_profile("xarm7"), RobotSim("xarm7", model="robosuite/Lift"))
+
+
+def test_the_off_screen_backend_is_chosen_before_a_profile_loads_mujoco() -> None:
+    program = (
+        "from embodied.progress import Progress\n"
+        "from embodied.robot_sim import RobotSim, robot_sim\n"
+        "try:\n"
+        "    robot_sim(RobotSim('so101', state_rate=0.0), Progress())\n"
+        "except Exception as error:\n"
+        "    import mujoco\n"
+        "    print(type(error).__name__, mujoco.GLContext.__module__)\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    command = [sys.executable, "-c", program]
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    assert run.stdout.split() == ["ConfigError", "mujoco.egl"], run.stderr
