@@ -129,7 +129,7 @@ class World:
             chunk_horizon=pick(rng, 0.1, 0.3),
             chunk_blend=pick(rng, 0.0, 0.05),
             tracking_error=0.03,
-            tracking_time=0.02,
+            tracking_time=0.001,
             stop_after_hold=0.05,
             max_consecutive_clamps=10,
             deadman_required=bool(rng.random() < 0.3),
@@ -146,7 +146,7 @@ class World:
         self.follows, self.sequence, self.streamed = True, 0, [start]
         self.operator(pressed=False)
         self.measure()
-        self.digest = hashlib.sha256()
+        self.digest, self.states = hashlib.sha256(), set[State]()
 
     def operator(self, pressed: bool, held: bool = True) -> None:
         self.filter.set_estop(pressed, self.now)
@@ -217,7 +217,8 @@ class World:
             self.operator(pressed=False)
             self.measure()
             for mode in ("reset", "arm", "run") if self.filter.state is not State.HOLD else ("run",):
-                self.request(mode)
+                if mode != "run" or self.rng.random() < 0.95:
+                    self.request(mode)
 
     def request(self, mode: str) -> None:
         was = self.filter.state
@@ -230,6 +231,7 @@ class World:
             self.measure()
         before = self.filter.state
         tick = self.filter.tick(self.now)
+        self.states.add(tick.state)
         for array in (tick.plan.positions, tick.plan.velocities) if tick.plan else ():
             self.digest.update(array.tobytes())
         if tick.motion:
@@ -251,10 +253,10 @@ class World:
 
 
 def run_sequence(seed: int, segments: Segments) -> World:
-    """Five to nine chunks with what happens between them; returns the world after it."""
+    """Five to seven chunks with what happens between them; returns the world after it."""
     rng = np.random.default_rng(seed)
     world = World(rng, segments)
-    for _ in range(int(rng.integers(5, 10))):
+    for _ in range(int(rng.integers(5, 8))):
         world.advance()
         world.filter.offer(world.chunk(), world.now)
         for _ in range(int(rng.integers(1, 3))):
@@ -275,13 +277,13 @@ def check_streamed(world: World) -> None:
 
 def test_ten_thousand_random_streams_keep_every_limit() -> None:
     counts: dict[str, int] = {}
-    states = set()
+    states: set[State] = set()
     for block in range(0, SEQUENCES, 500):
         segments = Segments()
         for seed in range(block, block + 500):
             world = run_sequence(seed, segments)
             check_streamed(world)
-            states.add(world.filter.state)
+            states |= world.states
             assert not world.filter.counts["bugs"], (seed, world.filter.reason)
             assert not world.filter.counts["violations"], (seed, world.filter.reason)
             for name, count in world.filter.counts.items():
@@ -290,7 +292,7 @@ def test_ten_thousand_random_streams_keep_every_limit() -> None:
     # The streams did reach what they are meant to reach.
     assert states == set(State)
     for name in counts.keys() - {"bugs", "violations"}:
-        assert counts[name] > 30, name
+        assert counts[name] > 20, name
 
 
 def test_the_same_inputs_give_the_same_bytes() -> None:
