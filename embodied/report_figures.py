@@ -25,6 +25,7 @@ def _pyplot() -> Any:
 
     pyplot.rcParams.update(
         {
+            "svg.hashsalt": "embodied",  # equal figures are equal text
             "svg.fonttype": "none",  # the page's own font, and text that can be searched
             "font.family": "sans-serif",
             "font.sans-serif": ["DejaVu Sans"],
@@ -235,4 +236,65 @@ def latencies(samples: Mapping[str, Sequence[float]]) -> str:
         axes.set_xlim(left=0)
         axes.tick_params(labelsize=8)
     figure.tight_layout()
+    return _svg(figure)
+
+
+def calibration(bins: Sequence[Sequence[float]]) -> str:
+    """Confidence against accuracy, one dot per bin, its area the number of pairs.
+
+    Args:
+        bins: [confidence, accuracy, count] of each.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(WIDTH * 0.5, 3.2))
+    axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=0.9, linestyle=":")
+    confidence, accuracy, count = np.array(bins, float).T
+    axes.plot(confidence, accuracy, color=COLOURS[0], linewidth=1.0, alpha=0.5)
+    axes.scatter(confidence, accuracy, s=20 + 160 * count / count.max(), color=COLOURS[0], alpha=0.8, linewidths=0)
+    for x, y, n in zip(confidence, accuracy, count, strict=True):
+        axes.annotate(f"{n:.0f}", (x, y), textcoords="offset points", xytext=(0, 9), ha="center", fontsize=7.5)
+    axes.set(xlim=(0.48, 1.02), ylim=(-0.03, 1.1))
+    axes.set_xlabel("how sure the model is")
+    axes.set_ylabel("how often it is right")
+    return _svg(figure)
+
+
+def accuracy_by_difficulty(bins: Sequence[Mapping[str, Any]], intervals: Sequence[tuple[float, float]]) -> str:
+    """One bar per bin of the true difference, the hardest first, with its interval.
+
+    Args:
+        bins: `low`, `high`, `correct`, `decided` of each.
+        intervals: of correct / decided.
+    """
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(WIDTH * 0.6, 2.8))
+    for place, (part, (low, high)) in enumerate(zip(bins, intervals, strict=True)):
+        share = part["correct"] / max(part["decided"], 1)
+        axes.bar(place, share, width=0.62, color=COLOURS[0], alpha=0.85)
+        axes.plot([place, place], [low, high], color=INK, linewidth=1.4)
+    axes.axhline(0.5, color=MUTED, linewidth=0.9, linestyle=":")
+    axes.set_xticks(range(len(bins)), [f"{part['low']:.2g} to {part['high']:.2g}" for part in bins])
+    axes.set(ylim=(0, 1.05))
+    axes.set_xlabel("true difference between the two segments")
+    axes.set_ylabel("right, of decided pairs")
+    axes.grid(axis="x", visible=False)
+    return _svg(figure)
+
+
+def pairs_of_pictures(pairs: Sequence[tuple[np.ndarray, np.ndarray]], captions: Sequence[str], columns: int = 4) -> str:
+    """A grid of pairs: the first picture, the second, and a caption above.
+
+    Args:
+        pairs: (H, W, 3) uint8 each.
+    """
+    pyplot = _pyplot()
+    rows = -(-len(pairs) // columns)
+    figure, grid = pyplot.subplots(rows, columns, figsize=(WIDTH, 1.62 * rows), squeeze=False)
+    for axes in grid.flat:
+        axes.axis("off")
+    for axes, (first, second), caption in zip(grid.flat, pairs, captions, strict=False):
+        gap = np.full((first.shape[0], max(2, first.shape[1] // 16), 3), 255, np.uint8)
+        axes.imshow(np.concatenate([first, gap, second], 1), interpolation="none")
+        axes.set_title(caption, fontsize=8)
+    figure.tight_layout(pad=0.4)
     return _svg(figure)

@@ -89,6 +89,7 @@ VERBS: dict[str, Verb] = {
     "label value": Verb("embodied.label_value:label_value", "score every frame with a pre-trained value function"),
     "label goal": Verb("embodied.label_goal:label_goal", "score every frame by its likeness to goal pictures"),
     "label success": Verb("embodied.label_success:label_success", "learn success from a few marked frames"),
+    "label prefer": Verb("embodied.label_prefer:label_prefer", "a reward from preferences: a VLM, people, a script"),
     "label import": Verb("embodied.label_import:label_import", "read LeRobot's progress sidecar as a label set"),
     "label truth": Verb("embodied.label_truth:label_truth", "the simulator's own reward, to compare with"),
     "label audit": Verb("embodied.label_audit:label_audit", "can a label be trusted? A verdict, with reasons"),

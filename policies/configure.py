@@ -22,7 +22,7 @@ def configure(presets: Mapping[str, T], preset: str, changes: Mapping[str, Any],
     """The preset's frozen dataclass with some fields changed.
 
     Args:
-        changes: field -> value; a tuple may be given as text, `128,128`.
+        changes: field -> value; a tuple may be given as text, `128,128`, or as one number.
         where: opens every error's message, for example `train iql`.
 
     Raises:
@@ -35,8 +35,8 @@ def configure(presets: Mapping[str, T], preset: str, changes: Mapping[str, Any],
     for name, value in changes.items():
         if name not in values:
             raise ConfigError(f"{where}: unknown setting '{name}'.{suggest(name, values)}")
-        if isinstance(values[name], tuple) and isinstance(value, str):
-            value = [part.strip() for part in value.strip("()[] ").split(",") if part.strip()]
+        if isinstance(values[name], tuple) and isinstance(value, str | int | float):
+            value = [part.strip() for part in str(value).strip("()[] ").split(",") if part.strip()]
         values[name] = value
     # strict=False reads numbers from text, which is how a tuple's parts arrive.
     for name, value in values.items():

@@ -4,6 +4,7 @@ import itertools
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ def test_ipl_segments_carry_the_same_labels_as_preference_transformer() -> None:
 @pytest.mark.skipif(not DATA.exists(), reason="no ../shared/data")
 def test_judgements_of_a_vision_language_model_have_the_stated_accuracy() -> None:
     """388 LIBERO pairs: 0.649 with ties counted wrong, 0.710 on decided ones; and no liking for one side."""
-    from preference_labels import read_libero
+    from preference_labels import read_libero  # type: ignore[import-not-found]
 
     answer, truth, shown_first = read_libero(DATA / "vlm-judgements-libero" / "gvl_eval_20250901_221330.json")
     measured = accuracy(answer, truth)
@@ -103,7 +104,7 @@ def test_difficulty_is_the_true_difference() -> None:
 
 def test_cycles_are_counted() -> None:
     circle = ([0, 1, 2], [1, 2, 0], [0, 0, 0])
-    assert cycles(*map(np.array, circle)) == {"triples": 1, "cyclic": 1}
+    assert cycles(np.array(circle[0]), np.array(circle[1]), np.array(circle[2])) == {"triples": 1, "cyclic": 1}
     assert cycles(np.array([0, 1, 2]), np.array([1, 2, 0]), np.array([0, 0, 1])) == {"triples": 1, "cyclic": 0}
     assert cycles(np.array([0, 1]), np.array([1, 2]), np.array([0, 0])) == {"triples": 0, "cyclic": 0}
     rng = np.random.default_rng(0)
@@ -169,6 +170,7 @@ def test_bad_arrays_are_refused(tmp_path: Path) -> None:
         ({"index_1": [1], "index_2": [2], "label": [0, 1]}, "2 labels for 1 pairs"),
         ({"human_label": [0], "script_label": [0]}, "lacks what its format needs"),
     ):
-        np.savez(tmp_path / "p.npz", **{key: np.array(value) for key, value in arrays.items()})
+        values: dict[str, Any] = {key: np.array(value) for key, value in arrays.items()}
+        np.savez(tmp_path / "p.npz", **values)
         with pytest.raises(InputError, match=message):
             read_pair_labels(tmp_path / "p.npz")

@@ -144,10 +144,10 @@ def join_pairs(mine: PairLabels, other: PairLabels) -> np.ndarray:
     """
     table: dict[tuple[Any, Any], Answer] = {}
     for first, second, answer in zip(other.first.tolist(), other.second.tolist(), other.answer, strict=True):
-        key, given = (tuple(first), tuple(second)), Answer(answer)
-        if key in table:
-            raise InputError(f"The pair {key[0]}, {key[1]} occurs twice; preferences cannot be joined by it.")
-        table[key], table[key[::-1]] = given, given.swapped
+        a, b, given = tuple(first), tuple(second), Answer(answer)
+        if (a, b) in table:
+            raise InputError(f"The pair {a}, {b} occurs twice; preferences cannot be joined by it.")
+        table[a, b], table[b, a] = given, given.swapped
     keys = list(zip(map(tuple, mine.first.tolist()), map(tuple, mine.second.tolist()), strict=True))
     if len(set(keys)) != len(keys):
         raise InputError("A pair occurs twice; preferences cannot be joined by it.")
