@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 Callback = Callable[[bytes, int], None]
 Handler = Callable[[bytes], bytes]
 
+BATCH = 100  # samples that one subscription takes in a turn, so that it holds no other up
 NO_NODE = "_NODE_NAME_UNKNOWN_", "_CREATED_BY_BARE_DDS_APP_"  # what rclpy calls the owner of a bare endpoint
 
 
@@ -73,6 +74,19 @@ class RclpySubscriber:
         return sum(not incompatibility(offer, self.endpoint.qos) for offer in self._offers(self.topic))  # Humble
 
     def receive(self, data: bytes) -> None:
+        """rclpy's callback. rclpy hands out one sample per turn, and a turn costs more than a sample: take the rest."""
+        self._hand_on(data)
+        entity = self.entity
+        if entity is None:
+            return
+        with entity.handle:
+            for _ in range(BATCH):
+                taken = entity.handle.take_message(entity.msg_type, True)
+                if taken is None:
+                    return
+                self._hand_on(taken[0])
+
+    def _hand_on(self, data: bytes) -> None:
         received = time.monotonic_ns()
         try:
             self._callback(data, received)
