@@ -12,7 +12,6 @@ from embodied.robot_bridge.tick_messages import diagnostics
 DIAGNOSTICS_TOPIC = "/diagnostics"
 STATE_HZ, DIAGNOSTICS_HZ = 10.0, 1.0
 _LEVEL = {State.RUNNING: 0, State.ARMED: 0, State.INACTIVE: 0, State.HOLD: 1}
-_NEVER = 1e6  # an age that is not finite is shown as this [ms]
 
 
 class SafetyReport:
@@ -41,14 +40,14 @@ class SafetyReport:
         """Send the state.
 
         Args:
-            ages: of the inputs [s]; not finite if there never was one.
+            ages: of the inputs [s]; left out if there never was one.
             values: what else there is to say: counts, the profile's fingerprint, ...
         """
         every_second = self._ticks % round(self._every * STATE_HZ / DIAGNOSTICS_HZ) == 1
         if every_second or not self._latencies:  # some thousand numbers are not sorted every tenth of a second
             self._latencies = self._quantiles()
         shown = {"state": state, "reason": reason, **values, **self._latencies}
-        shown |= {f"{name}_age_ms": f"{min(age * 1e3, _NEVER):.1f}" for name, age in ages.items()}
+        shown |= {f"{name}_age_ms": f"{age * 1e3:.1f}" for name, age in ages.items() if math.isfinite(age)}
         data = diagnostics(stamp_ns, "safety", _LEVEL.get(state, 2), reason, shown)
         self._state.write(data)
         if every_second:
