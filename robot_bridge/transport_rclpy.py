@@ -7,6 +7,7 @@ middleware, rmw_fastrtps included. rclpy is no package of PyPI; it comes with RO
 
 # pyright: reportMissingImports=false
 
+import atexit
 import importlib.util
 import logging
 import queue
@@ -181,6 +182,7 @@ class RclpyTransport:
         self._executor.add_node(self._ros)
         self._thread = threading.Thread(target=self._spin, name=f"rclpy-{node}", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a process that ends with a thread of the middleware running is aborted
 
     def _spin(self) -> None:
         while not self._closing:
@@ -330,6 +332,7 @@ class RclpyTransport:
             worker.end()
         self._ros.destroy_node()
         self._context.try_shutdown()
+        atexit.unregister(self.close)
 
 
 def _events(end: RclpyPublisher | RclpySubscriber) -> Any:

@@ -7,6 +7,7 @@ source /opt/ros/<distro>/setup.bash && python -m pytest tests/test_transport_rcl
 
 import importlib.util
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -299,6 +300,20 @@ def test_bytes_that_are_no_sample_are_refused_before_the_wire() -> None:
             node.call("/x", m.SET_BOOL, b"\x00\x01\x00\x00", 0.1)
     finally:
         node.close()
+
+
+@needs_ros
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(3)", "raise ValueError"])
+def test_a_process_that_forgets_to_close_ends_as_it_meant_to(ending: str) -> None:
+    code = (
+        "from embodied.robot_bridge import messages as m\n"
+        "from embodied.robot_bridge.qos import DEFAULT\n"
+        "from embodied.robot_bridge.transport_rclpy import RclpyTransport\n"
+        f"node = RclpyTransport('node', {fresh_domain()})\n"
+        f"node.subscriber('/t', m.STRING, DEFAULT, print)\n{ending}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == {"": 0, "raise SystemExit(3)": 3, "raise ValueError": 1}[ending], done.stderr
 
 
 @needs_ros
