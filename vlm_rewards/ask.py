@@ -90,6 +90,9 @@ def ask(
 ) -> Answers:
     """Put every question that the log cannot answer.
 
+    An annotator may have two more methods: `watch(done, total)`, told how far it is, and `stop()`, told that nobody waits
+    for answers any more; what it is asked then must return soon, with a verdict that is not final.
+
     Args:
         pairs: (P, 2) first rows.
         show: (first row, with frames) -> segment; called from several threads.
@@ -98,6 +101,9 @@ def ask(
     listed = questions(len(pairs), config)
     verdicts: list[Verdict | None] = [None] * len(listed)
     found = 0
+    watch, stop = getattr(annotator, "watch", None), getattr(annotator, "stop", None)
+    if watch:
+        watch(0, len(listed))
 
     def put(index: int) -> tuple[int, Verdict, bool]:
         question = listed[index]
@@ -117,6 +123,8 @@ def ask(
         index, verdict, known = outcome
         verdicts[index], found = verdict, found + known
         done = sum(verdict is not None for verdict in verdicts)
+        if watch:
+            watch(done, len(listed))
         report(done, len(listed), verdict.reason or verdict.answer.name.lower().replace("_", " "))
 
     if annotator.workers <= 1:
@@ -129,6 +137,8 @@ def ask(
                     take(future.result())
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
+                if stop:
+                    stop()  # a person may take for ever; the pool waits for its threads
                 raise
     votes = np.zeros((len(pairs), 2, len(Answer)), np.int16)
     records: list[list[dict[str, Any]]] = [[] for _ in pairs]
