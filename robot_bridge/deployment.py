@@ -112,6 +112,7 @@ class Deployment:
         self.observation_to_command_s: list[float] = []
         self.poll: Callable[[], None] = lambda: None
         self._lock, self._closing = threading.Lock(), threading.Event()
+        self._switches: threading.Thread | None = None
         self._status: dict[str, Any] = {}
         self._recorder_said: dict[str, str] = {}
         self._joint_stamp_ns, self._joint_speed = 0, 0.0
@@ -141,7 +142,8 @@ class Deployment:
             more["mujoco_robot"] = ["--scene", str(self.scene.xml.parent)]
             more["mujoco_robot"] += ["--log", str(self.robot_log)] if self.robot_log else []
             arguments = (self.profile, self.transport, self._time.now_ns, self._closing)
-            threading.Thread(target=hold_the_switches, args=arguments, name="switches", daemon=True).start()
+            self._switches = threading.Thread(target=hold_the_switches, args=arguments, name="switches", daemon=True)
+            self._switches.start()
         if self.record is not None:
             poses = [*self.scene.bodies, *self.scene.sites] if self.scene is not None else []
             more["recorder"] = ["--out", str(self.record), "--poses", *poses]
@@ -387,6 +389,8 @@ class Deployment:
                 if name in self.children:
                     self.children[name].end()
             self._closing.set()
+            if self._switches is not None:  # it must not send through a node that has left
+                self._switches.join(1.0)
             self.transport.close()
 
     def __enter__(self) -> "Deployment":
