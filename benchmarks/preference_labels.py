@@ -86,7 +86,7 @@ def fitted_margin(inputs: np.ndarray, pairs: Pairs, rows: np.ndarray) -> np.ndar
     """Mean margin over `SEEDS` fits."""
     found = []
     for seed in range(SEEDS):
-        model, _ = fit_reward_model(inputs, pairs, RewardModelConfig(seed=seed))
+        model, _ = fit_reward_model(inputs, pairs, RewardModelConfig(hidden_sizes=(64, 64), members=3, seed=seed))
         found.append(model.margins(inputs, rows).mean(0))
     return np.mean(found, 0)
 
