@@ -53,8 +53,6 @@ class Pacer:
 
     def due(self, stamp_ns: int) -> bool:
         """True for the first sample at most a quarter period early; keeps the average rate."""
-        if stamp_ns < self._due - 2 * self._period:  # the clock was set back
-            self._due = 0
         if stamp_ns < self._due - self._period // 4:
             return False
         on_grid = abs(stamp_ns - self._due) <= self._period // 2

@@ -230,6 +230,25 @@ def test_what_nobody_publishes_is_named(tmp_path: Path) -> None:
     assert not loop.chunks
 
 
+def test_a_second_camera_that_freezes_silences_the_policy(tmp_path: Path) -> None:
+    bundle = seeing()
+    bundle.image_spec["side"] = ArraySpec((64, 64, 3), "uint8")
+    topics = {"cameras": {"eye": EYE, "side": "/camera/side/image_raw"}}
+    loop = Loop(tmp_path, bundle, tiny_profile(tmp_path, topics=topics))
+    side = loop.operator.publisher("/camera/side/image_raw", m.IMAGE, SENSOR_DATA)
+    loop.run(0.3)
+    side.write(m.image(loop.clock.stamp(), "side", np.zeros((64, 64, 3), np.uint8)))
+    loop.send("arm")
+    loop.send("run")
+    loop.run(0.15)
+    sent = len(loop.chunks)
+    assert sent >= 1
+    loop.run(0.5)
+    assert len(loop.chunks) <= sent + 2  # image_timeout is 0.3 s
+    assert "s old" in loop.policy._observer.waiting["/camera/side/image_raw"]
+    assert loop.policy.counts["stale"] > 0
+
+
 def test_a_joint_that_nobody_states_is_named(tmp_path: Path) -> None:
     gripper = {"joint": "claw", "open": 0.08, "closed": 0.0}
     limits = {name: {"position": [-1.9, 1.9], "velocity": 2.0, "acceleration": 12.0, "jerk": 5000.0, "max_step": 0.3}
