@@ -27,10 +27,13 @@ _UNICAST = """<ParticipantIndex>auto</ParticipantIndex><MaxAutoParticipantIndex>
 # A picture arrives in many packets at once; the kernel's rmem_max caps the wish.
 _BUFFER = '<Internal><SocketReceiveBufferSize max="10MB"/></Internal>'
 # Large fragments: with the default size a third of the best-effort VGA images is lost on loopback.
+# A ROS 2 node with its defaults calls by multicast, which we do not hear. It meets us when we announce ourselves, which
+# Cyclone by itself repeats too rarely for one that starts after us.
 _LOCALHOST = f"""<General>
 <Interfaces><NetworkInterface address="127.0.0.1" multicast="false"/></Interfaces>
 <AllowMulticast>false</AllowMulticast><MaxMessageSize>65500B</MaxMessageSize><FragmentSize>63000B</FragmentSize>
-</General><Discovery>{_UNICAST}<Peers><Peer Address="127.0.0.1"/></Peers></Discovery>{_BUFFER}"""
+</General><Discovery><SPDPInterval>1s</SPDPInterval>{_UNICAST}
+<Peers><Peer Address="127.0.0.1"/></Peers></Discovery>{_BUFFER}"""
 
 _domains: dict[int, tuple[str, Any]] = {}  # a process may configure a domain once
 

@@ -286,6 +286,25 @@ def test_a_ros_node_sees_our_endpoints_under_our_name_with_their_hashes(ours: An
     assert wait(lambda: {"/ours", "/theirs"} <= set(ours.graph().nodes))
 
 
+@needs_ros
+def test_a_ros_node_in_its_default_settings_meets_ours_that_started_before() -> None:
+    domain = fresh_domain()
+    transport = CycloneTransport("ours", domain)
+    code = (
+        f"import rclpy, time; rclpy.init(args=[], domain_id={domain}); node = rclpy.create_node('theirs')\n"
+        "end = time.monotonic() + 15\n"
+        "while 'ours' not in node.get_node_names() and time.monotonic() < end: time.sleep(0.02)\n"
+        "print(15 - (end - time.monotonic())); node.destroy_node(); rclpy.shutdown()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name not in ROS_VARIABLES}
+    try:
+        time.sleep(2.0)  # past what a participant announces in its first moments
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+        assert float(done.stdout) < 5.0, done.stderr
+    finally:
+        transport.close()
+
+
 # ---- what only rclpy needs
 
 
