@@ -16,10 +16,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from embodied.contracts.errors import ConfigError, InputError, MissingExtraError
-from embodied.contracts.preferences import Answer, Segment, Verdict
+from embodied.contracts.preferences import Segment, Verdict
 from embodied.contracts.provenance import hash_json
-from embodied.vlm_rewards import parse_answers, vlm_prompts
-from embodied.vlm_rewards.answer_log import Budget, BudgetSpent
+from embodied.vlm_rewards import in_stages, vlm_prompts
+from embodied.vlm_rewards.answer_log import Budget
+from embodied.vlm_rewards.in_stages import Exchange, Failed, Parts
 
 MAX_ANSWER_BYTES = 4_000_000  # a chat answer has a few kB; what sends more is no model
 _TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
@@ -70,10 +71,9 @@ class OpenAIConfig:
             raise ConfigError(
                 f"A key does not belong into the URL of '{parts.hostname}'.\nPut it into {self.key_variable}."
             )
-        if self.stages not in vlm_prompts.STAGES:
-            raise ConfigError(f"stages '{self.stages}' is unknown. Valid: {', '.join(vlm_prompts.STAGES)}.")
-        if min(self.frames_shown, self.max_tokens, self.attempts, self.workers) < 1 or self.timeout <= 0:
-            raise ConfigError("frames_shown, max_tokens, attempts, workers and timeout must be positive.")
+        in_stages.check_asking(self.stages, self.frames_shown, self.max_tokens, self.temperature)
+        if min(self.attempts, self.workers) < 1 or self.timeout <= 0:
+            raise ConfigError("attempts, workers and timeout must be positive.")
 
 
 def parse_address(text: str) -> tuple[str, str]:
@@ -84,14 +84,6 @@ def parse_address(text: str) -> tuple[str, str]:
             f"'openai:{text}' must be openai:MODEL@URL, for example openai:qwen2.5-vl@http://localhost:8000/v1."
         )
     return model, "http" + url
-
-
-class _Failed(Exception):
-    """A call that gave nothing. Its text is a reason that can be counted."""
-
-    def __init__(self, reason: str, again: bool, wait: float | None = None) -> None:
-        super().__init__(reason)
-        self.again, self.wait = again, wait
 
 
 class OpenAIAnnotator:
@@ -113,8 +105,7 @@ class OpenAIAnnotator:
         self.name = f"openai:{config.model}@{config.url}"
         decides = ("model", "url", "stages", "frames_shown", "temperature", "max_tokens")
         settings = {key: value for key, value in dataclasses.asdict(config).items() if key in decides}
-        versions = {"prompts": vlm_prompts.VERSION, "parser": parse_answers.VERSION}
-        self.identity: Mapping[str, Any] = {"annotator": "openai", **versions, **settings}
+        self.identity: Mapping[str, Any] = {"annotator": "openai", **in_stages.VERSIONS, **settings}
         self._key = os.environ.get(config.key_variable, "")
         limits = httpx2.Limits(max_connections=config.workers)
         # No redirects: they would carry the key elsewhere. No proxies or netrc from the environment for this host only.
@@ -126,53 +117,33 @@ class OpenAIAnnotator:
         self._client.close()
 
     def compare(self, task: str, first: Segment, second: Segment, sample: int = 0) -> Verdict:
-        config = self.config
-        shown = [vlm_prompts.shown_frames(segment, config.frames_shown) for segment in (first, second)]
-        one = config.stages == "one"
-        parts = vlm_prompts.first_step(task, shown[0], shown[1], one)
-        exchanges: list[dict[str, Any]] = []
-        record = {"model": config.model, "exchanges": exchanges}
-        try:
-            text = self._exchange(parts, len(shown[0]) + len(shown[1]), sample, exchanges)
-            if not one and text.strip():
-                clips = max(len(shown[0]), len(shown[1])) > 1
-                decision = vlm_prompts.second_step(task, text, clips)
-                text = self._exchange([{"type": "text", "text": decision}], 0, sample, exchanges)
-        except BudgetSpent as spent:
-            return Verdict(Answer.ABSTAINED, str(spent), False, record)
-        except _Failed as failure:
-            return Verdict(Answer.ABSTAINED, str(failure), False, record)
-        verdict = parse_answers.parse_choice(text)
-        return dataclasses.replace(verdict, record=record)
+        c = self.config
+        return in_stages.compare_in_stages(
+            task, first, second, c.stages, c.frames_shown, c.model, lambda parts: self._exchange(parts, sample)
+        )
 
-    def upper_cost(self, parts: list[dict[str, Any]], images: int) -> float:
+    def upper_cost(self, parts: Parts) -> float:
         """What a call may cost at most, by our estimate of its tokens."""
         c = self.config
         characters = sum(len(part.get("text", "").encode()) for part in parts)
-        tokens_in = characters / _CHARACTERS_PER_TOKEN + images * c.tokens_per_image + 100
+        tokens_in = characters / _CHARACTERS_PER_TOKEN + in_stages.count_pictures(parts) * c.tokens_per_image + 100
         return (tokens_in * c.price_in + c.max_tokens * c.price_out) / 1e6
 
-    def _exchange(self, parts: list[dict[str, Any]], images: int, sample: int, exchanges: list[dict[str, Any]]) -> str:
-        """One step's answer, asked for unless it is known. Appends what was said to `exchanges`."""
+    def _exchange(self, parts: Parts, sample: int) -> Exchange:
+        """One step's question and answer, asked for unless it is known."""
         body = {
             "model": self.config.model,
-            "messages": [{"role": "user", "content": parts if images else parts[0]["text"]}],
+            "messages": [{"role": "user", "content": parts if in_stages.count_pictures(parts) else parts[0]["text"]}],
             "temperature": self.config.temperature,
             "max_tokens": self.config.max_tokens,
             "seed": sample,
         }
-        log, key = self._budget.log, hash_json(["exchange", self.config.url, body])
-        with log.turn(key):
-            exchange = log.find_exchange(key)
-            if exchange is None:
-                exchange = self._persist(body, self.upper_cost(parts, images))
-                exchange["prompt"] = vlm_prompts.without_pictures(parts)
-                log.keep_exchange(key, exchange)
-        exchanges.append(exchange)
-        return exchange["answer"]
+        key = hash_json(["exchange", self.config.url, body])
+        at_most = self.upper_cost(parts)
+        return in_stages.exchange_once(self._budget.log, key, parts, lambda: self._persist(body, at_most))
 
     def _persist(self, body: dict[str, Any], at_most: float) -> dict[str, Any]:
-        """The answer to `body`, tried until it comes. Raises _Failed, BudgetSpent."""
+        """The answer to `body`, tried until it comes. Raises Failed, BudgetSpent."""
         started, failures = time.time(), []
         for attempt in range(self.config.attempts):
             self._wait_turn()
@@ -182,7 +153,7 @@ class OpenAIAnnotator:
                 cost = booked.get("cost", at_most)
                 seconds = round(time.time() - started, 3)
                 return answer | {"at": started, "seconds": seconds, "cost": cost, "failures": failures}
-            except _Failed as failure:
+            except Failed as failure:
                 failures.append(str(failure))
                 if not failure.again or attempt == self.config.attempts - 1:
                     raise
@@ -215,15 +186,15 @@ class OpenAIAnnotator:
                 for piece in response.iter_bytes():
                     received += piece
                     if len(received) > MAX_ANSWER_BYTES:
-                        raise _Failed("answer too large", again=False)
+                        raise Failed("answer too large", again=False)
                     if time.monotonic() > deadline:
-                        raise _Failed("too slow", again=True)
+                        raise Failed("too slow", again=True)
         except self._httpx.TimeoutException:
-            raise _Failed("too slow", again=True) from None
+            raise Failed("too slow", again=True) from None
         except self._httpx.HTTPError as error:
             if isinstance(error, self._httpx.ConnectError):
                 booked["cost"] = 0.0  # nothing was sent
-            raise _Failed("connection failed", again=True) from None
+            raise Failed("connection failed", again=True) from None
         return self._read(bytes(received), kind, booked)
 
     def _refused(self, status: int, response: Any) -> Exception:
@@ -231,12 +202,12 @@ class OpenAIAnnotator:
             return InputError(f"{self.config.url} answers {status}: {_STOP[status]}.\nAsked for '{self.config.model}'.")
         wait = response.headers.get("retry-after", "")
         seconds = min(float(wait), 60.0) if wait.replace(".", "", 1).isdigit() else None
-        return _Failed(f"http {status}", again=status in _TRY_AGAIN, wait=seconds)
+        return Failed(f"http {status}", again=status in _TRY_AGAIN, wait=seconds)
 
     def _read(self, data: bytes, kind: str, booked: dict[str, Any]) -> dict[str, Any]:
         """Answer, model and tokens in an answer's bytes."""
         if "json" not in kind:
-            raise _Failed("answer is no JSON", again=True)
+            raise Failed("answer is no JSON", again=True)
         try:
             message = json.loads(data)
             text = message["choices"][0]["message"]["content"]
@@ -245,7 +216,7 @@ class OpenAIAnnotator:
             usage = message.get("usage") or {}
             tokens = {key: int(usage.get(f"{key}_tokens") or 0) for key in ("prompt", "completion")}
         except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            raise _Failed("malformed answer", again=True) from None
+            raise Failed("malformed answer", again=True) from None
         if any(tokens.values()):
             cost = tokens["prompt"] * self.config.price_in + tokens["completion"] * self.config.price_out
             booked["cost"] = cost / 1e6
