@@ -31,22 +31,21 @@ class Deploy:
     Attributes:
         bundle: policy bundle, or a training folder, whose first seed is taken.
         robot: robot profile: a shipped name or a YAML file.
-        env: environment to simulate in a robot process; without it the robot must be on the graph already.
+        env: environment to simulate; without it the robot must be on the graph.
         episodes: how many.
-        seed: of the first initial state; the same states as 'embodied eval' with this seed.
-        horizon: seconds per episode; the environment's own by default.
-        check: preflight only: nothing is commanded.
-        shadow: everything runs, nothing is sent to the robot.
-        speed: factor on velocity, acceleration and jerk limits, instead of the profile's limit_scale (0.3 unless it
-            says otherwise).
-        yes: do not ask before each episode on a real robot.
+        seed: of the first initial state, as in 'embodied eval'.
+        horizon: seconds per episode, instead of the environment's.
+        check: preflight only, no commands.
+        shadow: run everything, send nothing to the robot.
+        speed: limit_scale instead of the profile's, which is 0.3 unless it says.
+        yes: do not ask before each episode.
         record: folder for the bags.
-        out: JSON file to write the result to.
+        out: JSON file for the result.
         transport: auto, dds or rclpy.
-        domain: ROS domain; a free one by default.
+        domain: ROS domain, instead of a free one.
         discovery: localhost, or subnet to reach other hosts.
         use_sim_time: take the time from /clock.
-        logs: folder for the processes' logs, and a simulated arm's.
+        logs: folder for logs, a simulated arm's too.
     """
 
     bundle: Positional[Path]

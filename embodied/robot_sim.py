@@ -32,21 +32,21 @@ class RobotSim:
 
     Attributes:
         profile: robot profile: a shipped name or a YAML file.
-        model: robosuite/Lift, panda, ur5e, xarm7, or stand-in; by default what fits the profile's name.
-        urdf: the arm's URDF instead; by default the one that the profile's description names.
-        scene: folder with scene.xml and scene.json, instead of all these.
-        cameras: that publish images; by default every camera of the profile that the scene has.
+        model: robosuite/Lift, panda, ur5e, xarm7, stand-in; else by the name.
+        urdf: the arm's URDF, instead of the profile's.
+        scene: folder with scene.xml and scene.json instead.
+        cameras: that publish; by default all that profile and scene share.
         image_size: height and width of the images [px].
-        state_rate: joint states per second; the profile's by default.
-        camera_rate: images per second; the profile's by default.
+        state_rate: joint states per second, else the profile's.
+        camera_rate: images per second, else the profile's.
         real_time_factor: seconds of physics per second.
         use_sim_time: stamp with physics time and publish it on /clock.
-        state_style: how joint states are filled: separate-gripper, nan-effort, no-velocity, shuffled.
+        state_style: of separate-gripper, nan-effort, no-velocity, shuffled.
         seed: of the state that the scene starts in, and of faults.
-        log: file that gets every control step, for robot_bridge/robot_log.py.
+        log: file that gets every control step.
         transport: auto, dds or rclpy.
-        domain: ROS domain; ROS_DOMAIN_ID or 0 by default.
-        discovery: localhost, or subnet to be seen by other hosts.
+        domain: ROS domain, else ROS_DOMAIN_ID or 0.
+        discovery: localhost, or subnet.
     """
 
     profile: Positional[str] = "panda-mujoco"
