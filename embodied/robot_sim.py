@@ -32,11 +32,11 @@ class RobotSim:
 
     Attributes:
         profile: robot profile: a shipped name or a YAML file.
-        model: robosuite/Lift, panda, ur5e, xarm7, stand-in; else by the name.
+        model: robosuite/Lift, panda, ur5e, xarm7 or stand-in.
         urdf: the arm's URDF, instead of the profile's.
         scene: folder with scene.xml and scene.json instead.
-        cameras: that publish; by default all that profile and scene share.
-        image_size: height and width of the images [px].
+        cameras: that publish, instead of all.
+        image_size: height and width [px].
         state_rate: joint states per second, else the profile's.
         camera_rate: images per second, else the profile's.
         real_time_factor: seconds of physics per second.
