@@ -90,8 +90,8 @@ def ask(
 ) -> Answers:
     """Put every question that the log cannot answer.
 
-    An annotator may have two more methods: `watch(done, total)`, told how far it is, and `stop()`, told that nobody waits
-    for answers any more; what it is asked then must return soon, with a verdict that is not final.
+    An annotator may have two more methods: `watch(done, total)`, told how far it is, and `stop()`, told that nobody
+    waits for answers any more; what it is asked then must return soon, with a verdict that is not final.
 
     Args:
         pairs: (P, 2) first rows.
