@@ -198,7 +198,7 @@ def _annotator(
     import numpy as np
 
     kind, _, rest = text.partition(":")
-    own = dict(settings["own"])
+    own = _own_settings(kind, config, settings["own"])
     if kind not in KINDS:
         raise ConfigError(f"--annotator '{text}' must start with one of {', '.join(KINDS)}.")
     if kind not in ("file", "scripted") and not config.task:
@@ -223,7 +223,21 @@ def _annotator(
         settings_ = _configure(OpenAIConfig(model, url), own, "--ask")
         job = job_name({"store": store.fingerprint, "name": config.name})
         return OpenAIAnnotator(settings_, Budget(log, job, **settings["budget"]))
+    if kind == "human":
+        from embodied.vlm_rewards.annotator_human import HumanAnnotator, HumanConfig
+
+        return HumanAnnotator(rest, _configure(HumanConfig(), own, "--ask"), log, progress.say)
     raise InputError(f"--annotator {kind} is not built yet.")
+
+
+def _own_settings(kind: str, config: LabelPrefer, left: dict[str, Any]) -> dict[str, Any]:
+    """What of --ask is for this annotator; where a person helps a model, the page's settings are the person's."""
+    if not config.person or config.annotator.startswith("human"):
+        return dict(left)
+    from embodied.vlm_rewards.annotator_human import HumanConfig
+
+    page = {field.name for field in dataclasses.fields(HumanConfig)}
+    return {name: value for name, value in left.items() if (name in page) == (kind == "human")}
 
 
 def _inputs(config: LabelPrefer, store: Any, progress: Progress) -> tuple[Any, dict[str, Any]]:
