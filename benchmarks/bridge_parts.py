@@ -23,6 +23,7 @@ from bridge_fixtures import (  # noqa: E402  # pyright: ignore[reportMissingImpo
 
 RATES = {"joint_states_hz": 200.0, "cameras_hz": 30.0}
 FORWARD_TOPIC = "/forward_position_controller/commands"
+REACH = 0.6  # of the joints' limits to either side of MIDDLE: less than the policy would swing [rad]
 MIDDLE = np.array([0.1, -0.2])  # what the joints swing about [rad]
 
 
@@ -70,8 +71,10 @@ def picture_scene(folder: Path, width: int, height: int) -> Path:
 
 def swinging_profile(path: Path, adapter: str, safety: dict[str, Any], **changes: Any) -> Path:
     """Joint states and safety at 200 Hz, the camera at 30 Hz; limits that the policy would exceed."""
-    limit = {"position": [-1.9, 1.9], "velocity": 0.7, "acceleration": 4.0, "jerk": 100.0, "max_step": 0.3}
-    limits = {"shoulder": limit, "elbow": limit, "finger": PROFILE["limits"]["finger"]}
+    limits = {"finger": PROFILE["limits"]["finger"]}
+    for joint, middle in zip(PROFILE["joints"], MIDDLE.tolist(), strict=True):
+        position = [middle - REACH, middle + REACH]
+        limits[joint] = {"position": position, "velocity": 0.7, "acceleration": 4.0, "jerk": 100.0, "max_step": 0.3}
     topics = dict(PROFILE["topics"])
     if adapter == "forward_position":
         topics["command"] = FORWARD_TOPIC
