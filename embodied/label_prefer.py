@@ -223,6 +223,13 @@ def _annotator(
         settings_ = _configure(OpenAIConfig(model, url), own, "--ask")
         job = job_name({"store": store.fingerprint, "name": config.name})
         return OpenAIAnnotator(settings_, Budget(log, job, **settings["budget"]))
+    if kind == "hf":
+        from embodied.vlm_rewards.annotator_hf import HFAnnotator, HFConfig
+        from embodied.vlm_rewards.answer_log import Budget, job_name
+
+        local = _configure(HFConfig(rest), own, "--ask")
+        job = job_name({"store": store.fingerprint, "name": config.name})
+        return HFAnnotator(local, Budget(log, job, **settings["budget"]))
     if kind == "human":
         from embodied.vlm_rewards.annotator_human import HumanAnnotator, HumanConfig
 
@@ -281,6 +288,13 @@ def _estimate(config: LabelPrefer, settings: dict[str, Any]) -> dict[str, Any]:
         budget = settings["budget"]
         limits = [(budget.get("max_calls"), result["calls"]), (budget.get("max_cost"), result["cost"])]
         result["within_budget"] = all(limit is None or value <= limit for limit, value in limits)
+    if kind == "hf":
+        from embodied.vlm_rewards.annotator_hf import HFConfig
+        from embodied.vlm_rewards.vlm_prompts import STAGES
+
+        most = settings["budget"].get("max_calls")
+        result["calls"] = count * STAGES[_configure(HFConfig(rest), settings["own"], "--ask").stages]
+        result["within_budget"] = most is None or result["calls"] <= most
     return result
 
 
