@@ -10,9 +10,11 @@ any of these does not hold:
   (slack 1e-3 rad and 0.02 rad: servos overshoot), whatever the fault;
 - sent: what the safety process says it commanded (/bridge/command) keeps the position and velocity limits;
 - speed: measured joint speed is at most 1.15 times the limit + 0.02 rad/s in every control step, and the commanded
-  speed and acceleration over 0.1 s at most 1.4 times the limits + 0.02; but not where the fault is that of the
-  simulated robot itself, which then jumps to what it has missed (it holds the arm, refuses, loses or delays commands,
-  or its process is stopped or starved), nor in the half second after; those steps are counted and reported apart;
+  speed and acceleration over 0.1 s at most 1.4 times the limits + 0.02; but for two kinds of steps, which are counted
+  and reported apart. Where the fault is that of the simulated robot itself, which then jumps to what it has missed (it
+  holds the arm, refuses, loses or delays commands, or its process is stopped or starved), and half a second after. And
+  a tenth of a second after a command that the host delivered late (more than 15 ms after the one before; 10 ms is
+  nominal): a trajectory that starts on arrival starts late then, and the next one makes up for it;
 - stop: after a fault that must stop the arm, it is at rest (below 0.03 rad/s) within the time that the profile's
   deadlines promise, plus --slack for a busy host;
 - recovery: RUNNING again within 15 s, 60 s where a process had to be started, and an arm joint moves at 0.2 rad/s or
@@ -62,6 +64,7 @@ CONTROL = 0.004  # of the simulated controller [s]
 HEARTBEAT = 0.05  # of deadman and e-stop [s]
 RECOVER, RECOVER_PROCESS = 15.0, 60.0  # [s]
 BAG_EVERY = 60.0  # [s]
+LATE = 0.015  # between two commands; 10 ms is nominal [s]
 CAUGHT_UP = 0.5  # after `contact` [s]
 COMMAND_SLACK, MEASURED_SLACK = 1e-3, 0.02  # [rad]
 GROWTH = 1.02
@@ -492,6 +495,10 @@ def judge_stops(record: RobotRecord, trials: list[Trial], arm: int, slack: float
     return late
 
 
+def _largest(values: np.ndarray) -> float | None:
+    return round(float(values.max()), 4) if len(values) else None
+
+
 def judge_motion(record: RobotRecord, trials: list[Trial], profile: Profile) -> tuple[dict[str, Any], list[str]]:
     """Positions, speeds and accelerations of every control step against the limits."""
     limits, arm = profile.read_limits(), slice(0, len(profile.joints))
@@ -505,31 +512,43 @@ def judge_motion(record: RobotRecord, trials: list[Trial], profile: Profile) -> 
         figures[f"{name}_position_beyond_limit_max_rad"] = round(float(outside.max()), 6)
         if (outside > slack).any():
             violations.append(f"{name} position: {outside.max():.4f} rad beyond its limit")
-    own = np.zeros(len(record.time), bool)
+    own, steps = np.zeros(len(record.time), bool), round(0.1 / CONTROL)
     gaps = np.flatnonzero(np.diff(record.wall) > 5 * CONTROL)
     spans = [(trial.began, trial.ended + CAUGHT_UP) for trial in trials if trial.own]
     spans += [(record.wall[k], record.wall[k + 1] + CAUGHT_UP) for k in gaps]
     for begin, end in spans:
         own[np.searchsorted(record.wall, begin) : np.searchsorted(record.wall, end)] = True
+    arrivals = np.flatnonzero(np.diff(record.accepted.astype(np.int64)) > 0) + 1
+    late = np.zeros(len(own), bool)
+    for k in arrivals[1:][np.diff(record.wall[arrivals]) > LATE]:
+        late[k : k + steps] = True
     figures["control_steps_of_the_robots_own_faults"] = int(own.sum())
+    figures["control_steps_after_late_commands"] = int((late & ~own).sum())
+    excused = own | late
     figures["times_the_robot_lost_time"] = len(gaps)
-    steps = round(0.1 / CONTROL)
     moved = record.command[steps:, arm] - record.command[:-steps, arm]
     mean_speed = moved / (record.time[steps:] - record.time[:-steps])[:, None]
     gain = (mean_speed[steps:] - mean_speed[:-steps]) / (steps * CONTROL)
-    excused = np.convolve(own, np.ones(steps + 1), "valid") > 0, np.convolve(own, np.ones(2 * steps + 1), "valid") > 0
-    for name, values, limit, factor, excuse in (
-        ("measured_speed", record.velocity[:, arm], limits.velocity[arm], 1.15, own),
-        ("commanded_speed_over_0.1_s", mean_speed, limits.velocity[arm], 1.4, excused[0]),
-        ("commanded_acceleration_over_0.1_s", gain, limits.acceleration[arm], 1.4, excused[1]),
+
+    def over(span: int, mask: np.ndarray) -> np.ndarray:
+        """Whether any of `span` steps is in the mask."""
+        return np.convolve(mask, np.ones(span), "valid") > 0
+
+    for name, values, limit, factor, span in (
+        ("measured_speed", record.velocity[:, arm], limits.velocity[arm], 1.15, 1),
+        ("commanded_speed_over_0.1_s", mean_speed, limits.velocity[arm], 1.4, steps + 1),
+        ("commanded_acceleration_over_0.1_s", gain, limits.acceleration[arm], 1.4, 2 * steps + 1),
     ):
-        over = (np.abs(values) / limit).max(axis=1)
+        ratio = (np.abs(values) / limit).max(axis=1)
         beyond = (np.abs(values) > limit * factor + 0.02).any(axis=1)
-        judged = over[~excuse]
+        robots, excuse = over(span, own), over(span, excused)
+        delivered = excuse & ~robots
         figures[f"{name}_over_limit"] = {
-            "max": round(float(judged.max()), 4),
-            "p99_9": round(float(np.quantile(judged, 0.999)), 4),
-            "max_in_the_robots_own_faults": round(float(over[excuse].max()), 4) if excuse.any() else None,
+            "max": _largest(ratio[~excuse]),
+            "p99_9": round(float(np.quantile(ratio[~excuse], 0.999)), 4),
+            "max_after_late_commands": _largest(ratio[delivered]),
+            "steps_beyond_after_late_commands": int((beyond & delivered).sum()),
+            "max_in_the_robots_own_faults": _largest(ratio[robots]),
         }
         if found := int((beyond & ~excuse).sum()):
             violations.append(f"{name}: {found} control steps beyond {factor} times the limit + 0.02")
