@@ -233,7 +233,8 @@ def _annotator(
     if kind == "human":
         from embodied.vlm_rewards.annotator_human import HumanAnnotator, HumanConfig
 
-        return HumanAnnotator(rest, _configure(HumanConfig(), own, "--ask"), log, progress.say)
+        pace = HumanConfig(frames_per_second=min(max(1 / (store.spec.control_dt or 0.1), 5.0), 30.0))  # as it happened
+        return HumanAnnotator(rest, _configure(pace, own, "--ask"), log, progress.say)
     raise InputError(f"--annotator {kind} is not built yet.")
 
 
