@@ -124,7 +124,7 @@ class HFAnnotator:
         if room is not None and asked + self.config.max_tokens > room:
             raise InputError(
                 f"{asked} tokens of question and {self.config.max_tokens} of answer exceed the {room} of this model.\n"
-                "Lower --ask.frames_shown or --ask.max_tokens."
+                "Lower frames_shown or max_tokens of --ask."
             )
         inputs = inputs.to(self._model.device, self._model.dtype)  # casts the pictures only
         device = self._model.device
@@ -135,7 +135,7 @@ class HFAnnotator:
             except torch.OutOfMemoryError:
                 raise InputError(
                     f"{device} has too little memory for this model and {in_stages.count_pictures(parts)} pictures.\n"
-                    "Lower --ask.frames_shown or --ask.max_tokens, or set --ask.dtype bfloat16."
+                    "Lower frames_shown or max_tokens of --ask, or set its dtype to bfloat16."
                 ) from None
         written = output[0, asked:]
         return {

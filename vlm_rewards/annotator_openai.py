@@ -6,7 +6,6 @@ The key comes from the environment, goes into one header, and stands nowhere els
 """
 
 import dataclasses
-import json
 import os
 import random
 import threading
@@ -18,13 +17,15 @@ from urllib.parse import urlsplit
 from embodied.contracts.errors import ConfigError, InputError, MissingExtraError
 from embodied.contracts.preferences import Segment, Verdict
 from embodied.contracts.provenance import hash_json
-from embodied.vlm_rewards import in_stages, vlm_prompts
+from embodied.vlm_rewards import chat_protocol, in_stages, vlm_prompts
 from embodied.vlm_rewards.answer_log import Budget
 from embodied.vlm_rewards.in_stages import Exchange, Failed, Parts
 
 MAX_ANSWER_BYTES = 4_000_000  # a chat answer has a few kB; what sends more is no model
 _TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 _STOP = {401: "the key is refused", 403: "the key may not use it", 404: "there is no such model or path"}
+_WRONG = {400, 422}  # the request itself; usually all of them then
+_PATIENCE = 3  # such refusals before the first answer end the run
 _CHARACTERS_PER_TOKEN = 3  # cautious: a token is rather four
 
 
@@ -37,6 +38,8 @@ class OpenAIConfig:
         stages: `two`: describe and compare, then decide from the text; `one`: both at once.
         frames_shown: of each segment, evenly spread.
         temperature: 0 answers every sample alike; raise it to ask several times.
+        token_field: how the server calls the limit: max_tokens, or max_completion_tokens.
+        leave_out: of temperature and seed, what the server refuses to be told, such as "temperature,seed".
         timeout: seconds for one call, from sending to the last byte.
         attempts: how often a call is tried when server or network fail.
         requests_per_minute: over all workers; 0: no limit.
@@ -51,6 +54,8 @@ class OpenAIConfig:
     frames_shown: int = 4
     temperature: float = 0.0
     max_tokens: int = 512
+    token_field: str = "max_tokens"
+    leave_out: str = ""
     timeout: float = 60.0
     attempts: int = 5
     workers: int = 4
@@ -72,8 +77,16 @@ class OpenAIConfig:
                 f"A key does not belong into the URL of '{parts.hostname}'.\nPut it into {self.key_variable}."
             )
         in_stages.check_asking(self.stages, self.frames_shown, self.max_tokens, self.temperature)
+        if self.token_field not in ("max_tokens", "max_completion_tokens"):
+            raise ConfigError(f"token_field '{self.token_field}' is neither max_tokens nor max_completion_tokens.")
+        if unknown := self.left_out - {"temperature", "seed"}:
+            raise ConfigError(f"leave_out holds {', '.join(sorted(unknown))}. Valid: temperature, seed.")
         if min(self.attempts, self.workers) < 1 or self.timeout <= 0:
             raise ConfigError("attempts, workers and timeout must be positive.")
+
+    @property
+    def left_out(self) -> set[str]:
+        return {name.strip() for name in self.leave_out.split(",")} - {""}
 
 
 def parse_address(text: str) -> tuple[str, str]:
@@ -105,12 +118,15 @@ class OpenAIAnnotator:
         self.name = f"openai:{config.model}@{config.url}"
         decides = ("model", "url", "stages", "frames_shown", "temperature", "max_tokens")
         settings = {key: value for key, value in dataclasses.asdict(config).items() if key in decides}
+        if config.left_out:
+            settings["left_out"] = sorted(config.left_out)
         self.identity: Mapping[str, Any] = {"annotator": "openai", **in_stages.VERSIONS, **settings}
         self._key = os.environ.get(config.key_variable, "")
         limits = httpx2.Limits(max_connections=config.workers)
         # No redirects: they would carry the key elsewhere. No proxies or netrc from the environment for this host only.
         self._client = httpx2.Client(timeout=config.timeout, limits=limits, follow_redirects=False)
         self._gate, self._next = threading.Lock(), 0.0
+        self._answered, self._wrong = False, 0
         self._jitter = random.Random(0)
 
     def close(self) -> None:
@@ -135,10 +151,12 @@ class OpenAIAnnotator:
             "model": self.config.model,
             "messages": [{"role": "user", "content": parts if in_stages.count_pictures(parts) else parts[0]["text"]}],
             "temperature": self.config.temperature,
-            "max_tokens": self.config.max_tokens,
+            self.config.token_field: self.config.max_tokens,
             "seed": sample,
         }
-        key = hash_json(["exchange", self.config.url, body])
+        left_out = sorted(self.config.left_out)
+        key = hash_json(["exchange", self.config.url, body, *left_out])
+        body = {name: value for name, value in body.items() if name not in left_out}
         at_most = self.upper_cost(parts)
         return in_stages.exchange_once(self._budget.log, key, parts, lambda: self._persist(body, at_most))
 
@@ -181,7 +199,7 @@ class OpenAIAnnotator:
                 status, kind = response.status_code, response.headers.get("content-type", "")
                 if status != 200:
                     booked["cost"] = 0.0  # servers do not charge for refusals
-                    raise self._refused(status, response)
+                    raise self._refused(status, response, deadline)
                 received = bytearray()
                 for piece in response.iter_bytes():
                     received += piece
@@ -195,32 +213,36 @@ class OpenAIAnnotator:
             if isinstance(error, self._httpx.ConnectError):
                 booked["cost"] = 0.0  # nothing was sent
             raise Failed("connection failed", again=True) from None
-        return self._read(bytes(received), kind, booked)
+        try:
+            answer = chat_protocol.read_answer(bytes(received), kind)
+        except chat_protocol.Unreadable as error:
+            raise Failed(str(error), again=True) from None
+        self._answered = True
+        if any(answer["tokens"].values()):
+            prices = {"prompt": self.config.price_in, "completion": self.config.price_out}
+            booked["cost"] = sum(count * prices[key] for key, count in answer["tokens"].items()) / 1e6
+        return answer
 
-    def _refused(self, status: int, response: Any) -> Exception:
+    def _refused(self, status: int, response: Any, deadline: float) -> Exception:
+        url, model = self.config.url, self.config.model
         if status in _STOP:
-            return InputError(f"{self.config.url} answers {status}: {_STOP[status]}.\nAsked for '{self.config.model}'.")
+            return InputError(f"{url} answers {status}: {_STOP[status]}.\nAsked for '{model}'.")
+        if status in _WRONG and not self._answered:
+            with self._gate:
+                self._wrong += 1
+            if self._wrong >= _PATIENCE:
+                said = bytearray()
+                for piece in response.iter_bytes():
+                    said += piece
+                    if len(said) > 10_000 or time.monotonic() > deadline:
+                        break
+                return InputError(
+                    f"{url} answers {status} to each question: {chat_protocol.refusal_words(bytes(said), self._key)}\n"
+                    f"Asked for '{model}'. The settings token_field and leave_out change what is sent."
+                )
         wait = response.headers.get("retry-after", "")
         seconds = min(float(wait), 60.0) if wait.replace(".", "", 1).isdigit() else None
         return Failed(f"http {status}", again=status in _TRY_AGAIN, wait=seconds)
-
-    def _read(self, data: bytes, kind: str, booked: dict[str, Any]) -> dict[str, Any]:
-        """Answer, model and tokens in an answer's bytes."""
-        if "json" not in kind:
-            raise Failed("answer is no JSON", again=True)
-        try:
-            message = json.loads(data)
-            text = message["choices"][0]["message"]["content"]
-            if isinstance(text, list):  # parts
-                text = "".join(str(part.get("text", "")) for part in text)
-            usage = message.get("usage") or {}
-            tokens = {key: int(usage.get(f"{key}_tokens") or 0) for key in ("prompt", "completion")}
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-            raise Failed("malformed answer", again=True) from None
-        if any(tokens.values()):
-            cost = tokens["prompt"] * self.config.price_in + tokens["completion"] * self.config.price_out
-            booked["cost"] = cost / 1e6
-        return {"answer": str(text or ""), "model": str(message.get("model", "")), "tokens": tokens}
 
 
 def estimate(config: OpenAIConfig, questions: int) -> dict[str, float]:
