@@ -128,6 +128,7 @@ class HumanAnnotator:
         self._people: dict[str, _Person] = {}
         self._held: list[_Question] = []  # answered, oldest first, not yet final
         self._done = self._total = self._arrived = 0
+        self._inside = 0  # calls of compare that have not returned
         self._stopped = self._over = False
         self.server = PageServer(self, config.listen, config.port, config.token, name)
         say(f"Compare the pairs at {self.server.url}")
@@ -142,10 +143,12 @@ class HumanAnnotator:
                     return known
                 self._arrived += 1
                 question = self._open[key] = _Question(key, task, (first, second), self._arrived)
+            self._inside += 1
             while not (question.final or self._stopped):
                 self._settle(time.monotonic())
                 if not question.final:
                     self._changed.wait(_TICK)
+            self._inside -= 1
             self._open.pop(key, None)
             return question.verdict or Verdict(Answer.ABSTAINED, "nobody answered", final=False)
 
@@ -177,7 +180,8 @@ class HumanAnnotator:
         """What this person's page shows: the same pair as before, or the next one."""
         with self._changed:
             now = time.monotonic()
-            person = self._person(name, now)
+            person = self._people.setdefault(name, _Person(name, now, now, since=now))
+            person.seen = now
             if person.question is None and not self._stopped and (chosen := self._choose(person, now)):
                 self._give(chosen, person, now)
             self._settle(now)
@@ -253,7 +257,9 @@ class HumanAnnotator:
     # Under the lock.
 
     def _person(self, name: str, now: float) -> _Person:
-        person = self._people.setdefault(name, _Person(name, now, now, since=now))
+        """Somebody who has looked before."""
+        if (person := self._people.get(name)) is None:
+            raise Conflict("This name has not been here.")
         person.seen = now
         return person
 
@@ -309,7 +315,7 @@ class HumanAnnotator:
                     self._release(question)
 
     def _comes_more(self) -> bool:
-        return self._done + len(self._open) < self._total
+        return self._done + self._inside < self._total
 
     def _unanswered(self) -> bool:
         return any(question.verdict is None for question in self._open.values())

@@ -1,0 +1,681 @@
+"""A person as annotator, over HTTP: what is kept and when, undo, several people, who is let in, what is refused."""
+
+import http.client
+import io
+import json
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from embodied.contracts.errors import ConfigError, InputError
+from embodied.contracts.preferences import Answer, Segment, Verdict
+from embodied.vlm_rewards import annotator_human, human_server
+from embodied.vlm_rewards.annotator_human import HumanAnnotator, HumanConfig
+from embodied.vlm_rewards.answer_log import AnswerLog
+from embodied.vlm_rewards.ask import Answers, AskConfig, ask
+from embodied.vlm_rewards.human_server import sprite, sprite_layout
+
+TASK = "to open the drawer"
+Say = Callable[..., tuple[int, Any]]
+
+
+def show(row: int, frames: bool) -> Segment:
+    """Three frames, the first pixel of which is the row."""
+    pictures = np.full((3, 4, 6, 3), 9, np.uint8)
+    pictures[:, 0, 0, 0] = row
+    return Segment(np.arange(row, row + 3), pictures if frames else None)
+
+
+def pairs_of(count: int) -> np.ndarray:
+    return np.arange(2 * count).reshape(count, 2)
+
+
+class Run:
+    """`ask` in a thread, with a page, as the command line does it."""
+
+    def __init__(self, folder: Path, pairs: np.ndarray, asking: AskConfig, name: str = "", **settings: Any) -> None:
+        self.log = AnswerLog(folder / "answers.sqlite")
+        self.said: list[str] = []
+        self.annotator = HumanAnnotator(name, HumanConfig(**settings), self.log, self.said.append)
+        self.result: list[Answers] = []
+        self._thread = threading.Thread(target=self._ask, args=(pairs, asking), daemon=True)
+        self._thread.start()
+
+    def _ask(self, pairs: np.ndarray, asking: AskConfig) -> None:
+        self.result.append(ask(self.annotator, TASK, pairs, show, asking, self.log))
+
+    def kept(self) -> list[tuple[str, int, str]]:
+        """Annotator, answer and record of what is on the disk, in the order of the answers."""
+        other = AnswerLog(self.log.path)
+        rows = other._database.execute("SELECT annotator, answer, record FROM answers ORDER BY at").fetchall()
+        other.close()
+        return rows
+
+    def done(self) -> Answers:
+        self._thread.join(20)
+        return self.result[0]
+
+    def post(self, route: str, **fields: Any) -> tuple[int, Any]:
+        return post(self.annotator.server.server_port, route, fields)
+
+    def look(self, name: str) -> dict[str, Any]:
+        """What `name` sees as soon as it is not waiting."""
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            status, view = self.post("look", name=name)
+            assert status == 200, view
+            if view["state"] != "wait":
+                return view
+            time.sleep(0.01)
+        raise TimeoutError(view)
+
+    def say(self, name: str, answer: str) -> tuple[int, int]:
+        """Answer whatever `name` is shown; the rows that it was."""
+        view = self.look(name)
+        rows = self.rows_shown(view)
+        status, after = self.post("answer", name=name, question=view["question"]["id"], answer=answer, seconds=1.5)
+        assert status == 200, after
+        return rows
+
+    def rows_shown(self, view: dict[str, Any]) -> tuple[int, int]:
+        """The rows of the two segments, read from the pictures."""
+        found = []
+        for side in ("left", "right"):
+            status, data = get(self.annotator.server.server_port, f"/picture/{view['question']['id']}/{side}")
+            assert status == 200
+            found.append(int(np.asarray(Image.open(io.BytesIO(data)))[0, 0, 0]))
+        return found[0], found[1]
+
+
+def post(port: int, route: str, fields: Any, **headers: str) -> tuple[int, Any]:
+    status, data, _ = talk(port, "POST", f"/{route}", json.dumps(fields).encode(), headers)
+    return status, json.loads(data) if status == 200 else data.decode()
+
+
+def get(port: int, path: str, **headers: str) -> tuple[int, bytes]:
+    status, data, _ = talk(port, "GET", path, None, headers)
+    return status, data
+
+
+def talk(
+    port: int, method: str, path: str, body: bytes | None, headers: dict[str, str]
+) -> tuple[int, bytes, http.client.HTTPMessage]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    base = {"Host": f"127.0.0.1:{port}"}
+    base["Origin"] = f"http://{headers.get('Host', base['Host'])}"
+    base["Content-Type"] = "application/json"
+    connection.request(method, path, body, {**base, **headers})
+    response = connection.getresponse()
+    data = response.read()
+    connection.close()
+    return response.status, data, response.headers
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    made: list[Run] = []
+
+    def make(pairs: int | np.ndarray = 6, asking: AskConfig | None = None, name: str = "", **settings: Any) -> Run:
+        what = pairs_of(pairs) if isinstance(pairs, int) else pairs
+        made.append(Run(tmp_path, what, asking or AskConfig(both_orders=0.0), name, **settings))
+        return made[-1]
+
+    yield make
+    for run in made:
+        run.annotator.stop()
+        run.annotator.close()
+
+
+def test_what_is_said_is_kept_before_the_next_pair_and_comes_back_as_it_was_shown(runs: Callable[..., Run]) -> None:
+    run = runs(6)
+    assert run.said == [f"Compare the pairs at {run.annotator.server.url}"]
+    meant = {}
+    for number, answer in enumerate(("first", "second", "no_preference", "abstained", "first", "first")):
+        view = run.look("Ada")
+        assert (view["done"], view["total"], view["question"]["task"]) == (number, 6, TASK)
+        rows = run.rows_shown(view)
+        meant[min(rows)] = (answer, rows[0] > rows[1])
+        run.say("Ada", answer)
+        kept = run.kept()
+        assert len(kept) == number + 1, "on the disk before the person sees the next pair"
+        assert kept[-1][:2] == ("human:Ada", int(Answer[answer.upper()]))
+    assert run.look("Ada")["state"] == "finish"
+    assert not run.result, "the last answers can still be taken back"
+    run.post("finish", name="Ada")
+    answers = run.done()
+    assert (answers.asked, answers.found, answers.reasons) == (6, 0, {"can't tell": 1})
+    for pair, (first, _) in enumerate(pairs_of(6)):
+        answer, swapped = meant[first]
+        expected = np.zeros((2, 4), int)
+        expected[int(swapped), Answer[answer.upper()]] = 1
+        np.testing.assert_array_equal(answers.votes[pair], expected)
+        (record,) = json.loads(answers.records[pair])
+        assert (record["by"], record["swapped"], record["page"]) == ("Ada", swapped, human_server.VERSION)
+        assert 0 < record["seconds"] <= 1.5
+        sides = [show(int(row), True).content[:16] for row in pairs_of(6)[pair]]
+        assert [record["left"], record["right"]] == (sides[::-1] if swapped else sides)
+        assert len(record["given"]) == 16
+
+
+def test_undo_takes_the_answer_out_of_the_log_and_shows_the_pair_again(runs: Callable[..., Run]) -> None:
+    run = runs(8)
+    assert run.look("Ada")["undo"] == ""
+    first = run.say("Ada", "first")
+    view = run.look("Ada")
+    second = run.rows_shown(view)
+    assert len(run.kept()) == 1
+    status, again = run.post("undo", name="Ada", question=view["undo"])
+    assert status == 200
+    assert run.rows_shown(again) == first
+    assert (again["done"], again["undo"]) == (0, "")
+    assert run.kept() == []
+    assert run.post("undo", name="Ada", question=view["undo"])[0] == 409, "once"
+    stale = run.post("answer", name="Ada", question=view["question"]["id"], answer="first", seconds=1)
+    assert stale[0] == 409, "the pair that was shown when undo was pressed is not shown any more"
+    run.say("Ada", "second")
+    assert run.rows_shown(run.look("Ada")) == second
+    for _ in range(5):
+        run.say("Ada", "first")
+    for _ in range(3):
+        view = run.look("Ada")
+        assert run.post("undo", name="Ada", question=view["undo"])[0] == 200
+    assert run.look("Ada")["undo"] == "", "no more than three"
+    assert [answer for _, answer, _ in run.kept()] == [1, 0, 0]
+    for _ in range(5):
+        run.say("Ada", "abstained")
+    view = run.look("Ada")
+    assert view["state"] == "finish"
+    run.post("undo", name="Ada", question=view["undo"])
+    run.say("Ada", "second")
+    run.post("finish", name="Ada")
+    answers = run.done()
+    assert answers.votes.sum((0, 1)).tolist() == [2, 2, 0, 4]
+    assert sorted(answer for _, answer, _ in run.kept()) == [0, 0, 1, 1, 3, 3, 3, 3]
+
+
+def test_the_last_answers_become_final_by_themselves(runs: Callable[..., Run]) -> None:
+    run = runs(2, linger=0.3)
+    run.say("Ada", "first")
+    run.say("Ada", "first")
+    started = time.monotonic()
+    assert run.done().asked == 2
+    assert time.monotonic() - started < 5
+
+
+def test_a_double_click_and_somebody_elses_answer_are_refused(runs: Callable[..., Run]) -> None:
+    run = runs(4)
+    view = run.look("Ada")
+    said = {"question": view["question"]["id"], "seconds": 1}
+    assert run.post("answer", name="Bob", answer="second", **said)[0] == 409
+    both: list[int] = []
+    clicks = [
+        threading.Thread(target=lambda: both.append(run.post("answer", name="Ada", answer="first", **said)[0]))
+        for _ in range(8)
+    ]
+    for click in clicks:
+        click.start()
+    for click in clicks:
+        click.join()
+    assert sorted(both) == [200] + [409] * 7
+    assert run.post("answer", name="Bob", answer="second", **said)[0] == 409
+    assert [row[:2] for row in run.kept()] == [("human:Ada", 0)]
+
+
+def test_several_people_get_different_pairs_and_every_answer_its_author(runs: Callable[..., Run]) -> None:
+    run = runs(30, AskConfig(both_orders=0.5))
+    author: dict[tuple[int, int], tuple[str, str]] = {}
+    problems: list[str] = []
+
+    def person(name: str) -> None:
+        rng = random.Random(name)
+        while not run.result:
+            status, view = run.post("look", name=name)
+            if status != 200 or view["state"] in ("over", "finish"):
+                run.post("finish", name=name)
+                time.sleep(0.01)
+            elif view["state"] == "ask":
+                rows = run.rows_shown(view)
+                answer = rng.choice([a.name.lower() for a in Answer])
+                if rows in author:
+                    problems.append(f"{rows} twice")
+                if rng.random() < 0.2 and view["undo"]:
+                    if run.post("undo", name=name, question=view["undo"])[0] == 200:
+                        author.pop(next(key for key, value in author.items() if value[0] == view["undo"]))
+                    continue  # else others needed the room: it is final
+                author[rows] = view["question"]["id"], f"{name} {answer}"
+                status, _ = run.post("answer", name=name, question=view["question"]["id"], answer=answer, seconds=0.1)
+                if status != 200:
+                    problems.append(f"{rows} {status}")
+
+    people = [threading.Thread(target=person, args=(name,)) for name in ("Ada", "Bob", "Cy", "Di")]
+    for thread in people:
+        thread.start()
+    for thread in people:
+        thread.join(60)
+    assert problems == []
+    answers = run.done()
+    found = {}
+    for pair, text in zip(pairs_of(30), answers.records, strict=True):
+        for record in json.loads(text):
+            rows = tuple(int(row) for row in (pair[::-1] if record["swapped"] else pair))
+            found[rows] = record["given"], f"{record['by']} {record['answer']}"
+    assert found == author
+    assert len(found) == 45
+    assert len({text.split()[0] for _, text in found.values()}) == 4
+
+
+def test_the_other_order_of_a_pair_comes_late(runs: Callable[..., Run]) -> None:
+    run = runs(12, AskConfig(both_orders=1.0))
+    seen = [frozenset(run.say("Ada", "first")) for _ in range(24)]
+    gaps = [index - seen.index(pair) for index, pair in enumerate(seen) if pair in seen[:index]]
+    assert len(gaps) == 12
+    assert min(gaps) >= 4
+
+
+def test_second_opinions_are_of_somebody_else_while_somebody_else_is_there(
+    runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs(5, AskConfig(both_orders=0.0, samples=2))
+    run.look("Bob")
+    mine = [run.say("Ada", "first") for _ in range(5)]
+    assert len(set(mine)) == 5
+    assert run.post("look", name="Ada")[1]["state"] == "wait"
+    his = [run.say("Bob", "second") for _ in range(5)]
+    assert set(mine) == set(his)
+    for name in ("Ada", "Bob"):
+        run.post("finish", name=name)
+    answers = run.done()
+    assert all({record["by"] for record in json.loads(text)} == {"Ada", "Bob"} for text in answers.records)
+    assert (answers.votes.sum(1)[:, :2] == 1).all()
+    monkeypatch.setattr(annotator_human, "_ACTIVE", 0.2)
+    alone = runs(np.array([[100, 101]]), AskConfig(both_orders=0.0, samples=2))
+    alone.look("Ada")
+    alone.say("Ada", "first")
+    alone.say("Ada", "second")
+
+
+def test_who_goes_away_leaves_the_pair_to_others(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(annotator_human, "_AWAY", 0.3)
+    run = runs(1)
+    view = run.look("Ada")
+    assert run.post("look", name="Bob")[1]["state"] == "wait"
+    time.sleep(0.4)
+    taken = run.look("Bob")
+    assert run.rows_shown(taken) == tuple(pairs_of(1)[0][:: 1 if run.rows_shown(taken)[0] == 0 else -1])
+    late = run.post("answer", name="Ada", question=view["question"]["id"], answer="first", seconds=1)
+    assert late[0] == 409
+    run.say("Bob", "second")
+    assert [row[:2] for row in run.kept()] == [("human:Bob", 1)]
+
+
+def test_the_same_pictures_twice_are_one_question(runs: Callable[..., Run]) -> None:
+    run = runs(np.array([[0, 1], [0, 1], [2, 3]]), AskConfig(both_orders=1.0))
+    for _ in range(4):
+        run.say("Ada", "second")
+    run.post("finish", name="Ada")
+    assert run.done().votes[:, :, Answer.SECOND].tolist() == [[1, 1]] * 3
+    assert len(run.kept()) == 4
+
+
+def test_more_people_than_room_never_stand_still(runs: Callable[..., Run]) -> None:
+    run = runs(20, window=3, undo=1)
+    people, number = ("Ada", "Bob", "Cy", "Di", "Ed"), 0
+    until = time.monotonic() + 20
+    while number < 20:
+        assert time.monotonic() < until
+        for name in people:
+            if run.post("look", name=name)[1]["state"] == "ask":
+                run.say(name, "first")
+                number += 1
+    for name in people:
+        run.post("finish", name=name)
+    assert run.done().votes.sum() == 20
+
+
+WORKER = """
+import numpy as np
+from embodied.contracts.preferences import Segment
+from embodied.vlm_rewards.annotator_human import HumanAnnotator, HumanConfig
+from embodied.vlm_rewards.answer_log import AnswerLog
+from embodied.vlm_rewards.ask import AskConfig, ask
+show = lambda row, frames: Segment(np.array([row]), np.full((1, 4, 6, 3), row, np.uint8))
+log = AnswerLog({log!r})
+person = HumanAnnotator("ada", HumanConfig(), log, lambda text: print(text, flush=True))
+try:
+    answers = ask(person, {task!r}, np.arange(16).reshape(8, 2), show, AskConfig(both_orders=0.0), log)
+    print(answers.found, answers.votes[:, :, 0].sum(), flush=True)
+finally:
+    person.close()
+"""
+
+
+def test_a_run_that_was_killed_or_interrupted_goes_on_with_the_next_pair(tmp_path: Path) -> None:
+    code = WORKER.format(task=TASK, log=str(tmp_path / "a.sqlite"))
+
+    def start() -> tuple[subprocess.Popen[str], int]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        return process, int(process.stdout.readline().rstrip("/\n").rpartition(":")[2])
+
+    def answer_until(port: int, number: int) -> None:
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            view = post(port, "look", {"name": ""})[1]
+            if view["done"] >= number:
+                return
+            if view["state"] == "ask":
+                said = {"name": "", "question": view["question"]["id"], "answer": "first", "seconds": 0}
+                assert post(port, "answer", said)[0] == 200
+        raise TimeoutError
+
+    for number, end in ((3, signal.SIGKILL), (6, signal.SIGINT)):
+        process, port = start()
+        answer_until(port, number)
+        process.send_signal(end)
+        started = time.monotonic()
+        errors = process.communicate(timeout=20)[1]
+        assert time.monotonic() - started < 5, "it does not wait for the person"
+        assert process.returncode != 0
+        assert ("KeyboardInterrupt" in errors) == (end == signal.SIGINT)
+    process, port = start()
+    answer_until(port, 8)
+    assert post(port, "finish", {"name": ""})[0] == 200
+    assert process.communicate(timeout=20)[0].strip() == "6 8"
+    assert process.returncode == 0
+
+
+ROUTES = [
+    ("GET", "/"), ("HEAD", "/"), ("GET", "/picture/abcdefgh/left"), ("GET", "/absent"), ("GET", "/../answers.sqlite"),
+    ("POST", "/look"), ("POST", "/answer"), ("POST", "/undo"), ("POST", "/finish"), ("POST", "/absent"), ("POST", "/"),
+    ("PUT", "/look"), ("DELETE", "/"), ("OPTIONS", "/look"), ("PATCH", "/answer"), ("TRACE", "/"), ("BREW", "/"),
+]  # fmt: skip
+
+
+@pytest.fixture
+def guarded(runs: Callable[..., Run]) -> Run:
+    """A page that the network may reach."""
+    return runs(4, listen="0.0.0.0")
+
+
+@pytest.mark.parametrize("token", ["none", "wrong", "part", "another page's"])
+def test_nothing_is_said_without_the_token_beyond_loopback(guarded: Run, token: str) -> None:
+    server = guarded.annotator.server
+    right, port = server.token, server.server_port
+    assert len(right) == 32
+    assert server.url.endswith(f":{port}/?token={right}")
+    given = {"none": "", "wrong": "x" * 32, "part": right[:-1], "another page's": right}[token]
+    cookie = "embodied_1" if token == "another page's" else server.cookie
+    shown = "" if token == "another page's" else given
+    view = guarded.annotator.look("Ada")
+    routes = [*ROUTES, ("GET", f"/picture/{view['question']['id']}/left")] if "question" in view else ROUTES
+    said = {"name": "Ada", "question": "", "answer": "first", "seconds": 1}
+    for method, path in routes:
+        for extra in ("", f"?token={shown}"):
+            headers = {"Cookie": f"{cookie}={given}"} if given else {}
+            status, data, found = talk(port, method, path + extra, json.dumps(said).encode(), headers)
+            assert status == 403, (method, path, extra)
+            assert data == (b"" if method == "HEAD" else b"Forbidden")
+            assert "Set-Cookie" not in found
+    assert guarded.kept() == []
+    assert "Bob" not in guarded.annotator._people
+
+
+def test_the_token_is_shown_once_and_then_a_cookie(guarded: Run) -> None:
+    server = guarded.annotator.server
+    port, token = server.server_port, server.token
+    guarded.annotator.look("Ada")
+    for path in ("/look", "/answer", "/absent"):
+        assert talk(port, "POST", f"{path}?token={token}", b"{}", {})[0] == 403, "only the page takes it"
+    status, data, headers = talk(port, "GET", f"/?token={token}", None, {})
+    assert (status, b"Which shows more?" in data) == (200, True)
+    assert headers["Set-Cookie"] == f"{server.cookie}={token}; Path=/; HttpOnly; SameSite=Strict"
+    held = {"Cookie": f'other="a; b; {server.cookie}={token}; last=1'}
+    assert talk(port, "GET", "/", None, held)[0] == 200, "whatever other programs of this host keep in cookies"
+    assert post(port, "look", {"name": "Ada"}, **held)[0] == 200
+    for host in ("192.168.1.20:80", "[fe80::1]:80", "localhost", socket.gethostname()):
+        assert talk(port, "GET", "/", None, held | {"Host": host})[0] == 200, host
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::1", "a b", "127.0.0.1@evil"):
+        assert talk(port, "GET", "/", None, held | {"Host": host})[0] == 403, host
+
+
+def test_no_other_site_can_read_or_speak_on_loopback(runs: Callable[..., Run]) -> None:
+    run = runs(4)
+    port = run.annotator.server.server_port
+    view = run.look("Ada")
+    own = f"http://127.0.0.1:{port}"
+    for host in ("evil.example", f"evil.example:{port}", "192.168.1.20", "169.254.0.1:80", socket.gethostname(), ""):
+        if host == "localhost":
+            continue
+        assert talk(port, "GET", "/", None, {"Host": host})[0] == 403, "a name that somebody points at us"
+        assert talk(port, "POST", "/look", b'{"name": "Ada"}', {"Host": host})[0] == 403
+    said = {"name": "Ada", "question": view["question"]["id"], "answer": "first", "seconds": 1}
+    for origin in ("http://evil.example", "null", "", own + "0", own.replace("http", "https"), "http://127.0.0.1"):
+        assert post(port, "answer", said, Origin=origin)[0] == 403, origin
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "application/jsonp"):
+        assert post(port, "answer", said, **{"Content-Type": kind})[0] == 415, kind
+    assert run.kept() == []
+    for path in ("/etc/passwd", "/../../etc/passwd", "/vlm_rewards/ask.py", "/%2e%2e/", "//evil.example/", "/picture/"):
+        assert get(port, path)[0] == 404, path
+    for path in (f"/picture/{view['question']['id']}/both", "/picture/" + "A" * 16 + "/left", "/picture/../left"):
+        assert get(port, path)[0] == 404, path
+    assert talk(port, "PUT", "/look", b"{}", {})[0] == 405
+    status, page, headers = talk(port, "GET", "/", None, {"Host": f"localhost:{port + 1}"})
+    assert status == 200, "as through a tunnel"
+    policy = headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers["Referrer-Policy"] == "no-referrer"
+    assert headers["Cache-Control"] == "no-store"
+    assert "Python" not in headers["Server"]
+    assert "Access-Control-Allow-Origin" not in headers
+    for text in (b"http://", b"https://", b"//cdn", b"@import", b"eval("):
+        assert text not in page, "nothing comes from elsewhere"
+
+
+def garbage(rng: random.Random, view: dict[str, Any]) -> bytes:
+    """A body that is no valid answer: noise, or a valid one with something wrong."""
+    kind = rng.randrange(6)
+    if kind == 0:
+        return rng.randbytes(rng.randrange(200))
+    said: dict[str, Any] = {"name": "Ada", "question": view["question"]["id"], "answer": "first", "seconds": 1.0}
+    odd: list[Any] = [
+        None, True, -1, 1e308, 10**300, float("nan"), float("inf"), [], {}, "", "x" * 50, "\ud800", "\x00", "first\n",
+        ["first"], {"a": 1}, 0, 1, "FIRST", "skip",
+    ]  # fmt: skip
+    if kind == 1:
+        key = rng.choice(list(said))
+        said[key] = rng.choice(odd[1:] if key != "seconds" else [value for value in odd if value not in (0, 1)])
+        if key == "seconds" and type(said[key]) in (int, float) and 0 <= said[key] < 1e9:
+            said[key] = "1"
+        if key == "name":  # a name is a name: then somebody else answers Ada's question
+            said["name"] = rng.choice(["Bob", *odd])
+        return json.dumps(said).encode()
+    if kind == 2:
+        del said[rng.choice(list(said))]
+        return json.dumps(said).encode()
+    if kind == 3:
+        said["question"] = "".join(rng.choice("abcXYZ019-_") for _ in range(16))
+        return json.dumps(said).encode()
+    if kind == 4:
+        text = bytearray(json.dumps(said).encode())
+        for _ in range(rng.randrange(1, 4)):
+            text[rng.randrange(len(text))] = rng.choice(b'{}[]",:\\\x00\xff')
+        return bytes(text) if text != json.dumps(said).encode() else b""
+    return rng.choice(
+        [b"[" * 4000, b'{"name":' * 400, b"9" * 4000, b"null", b'"', b"\xef\xbb\xbf{}", b"{}", b"x" * 9000]
+    )
+
+
+def test_no_malformed_message_crashes_or_is_recorded(
+    runs: Callable[..., Run], capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, rng = runs(4), random.Random(3)
+    port, view = run.annotator.server.server_port, run.look("Ada")
+    routes = ("/answer", "/answer", "/answer", "/undo", "/nothing")
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    headers = {"Origin": f"http://127.0.0.1:{port}", "Content-Type": "application/json"}
+    statuses: dict[int, int] = {}
+    for number in range(2000):
+        body = garbage(rng, view)
+        route = rng.choice(routes)
+        connection.request("POST", route, body, headers)
+        response = connection.getresponse()
+        response.read()
+        statuses[response.status] = statuses.get(response.status, 0) + 1
+        assert response.status in (400, 404, 409, 413), (route, body, number)
+    assert statuses[400] > 500
+    assert statuses[409] > 100
+    connection.close()
+    for _ in range(200):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
+            raw.sendall(rng.choice([b"", b"POST /answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: "]))
+            raw.sendall(
+                rng.choice([rng.randbytes(60), b"-1\r\n\r\n", b"5\r\n\r\n{", b"1\r\nContent-Length: 2\r\n\r\n{}"])
+            )
+            raw.shutdown(socket.SHUT_WR)
+            while raw.recv(4096):
+                pass
+    assert run.kept() == []
+    assert run.look("Ada")["question"]["id"] == view["question"]["id"]
+    assert run.annotator._people.keys() == {"Ada"}
+    assert "Traceback" not in capfd.readouterr().err
+    run.say("Ada", "second")
+    assert [row[:2] for row in run.kept()] == [("human:Ada", 1)]
+
+
+def test_idle_connections_do_not_keep_people_out(runs: Callable[..., Run]) -> None:
+    run = runs(4)
+    port = run.annotator.server.server_port
+    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
+    assert run.look("Ada")["state"] == "ask"
+    idle += [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
+    time.sleep(0.3)
+    assert threading.active_count() < human_server.MAX_CONNECTIONS + 60
+    for connection in idle:
+        connection.close()
+    assert run.look("Ada")["state"] == "ask"
+
+
+def test_a_full_disk_records_nothing_and_says_so(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runs(4)
+    view = run.look("Ada")
+    run.log._database.execute("PRAGMA query_only = ON")
+    said = {"name": "Ada", "question": view["question"]["id"], "answer": "first", "seconds": 1}
+    status, text = run.post("answer", **said)
+    assert (status, "Cannot write" in text) == (503, True)
+    run.log._database.execute("PRAGMA query_only = OFF")
+    assert run.look("Ada")["question"]["id"] == view["question"]["id"]
+    assert run.post("answer", **said)[0] == 200
+
+
+def test_another_run_that_asks_the_same_keeps_its_answer(runs: Callable[..., Run]) -> None:
+    run = runs(3)
+    view = run.look("Ada")
+    (question,) = [q for q in run.annotator._open.values() if q.given == view["question"]["id"]]
+    other = AnswerLog(run.log.path)
+    other.keep(question.key, Verdict(Answer.NO_PREFERENCE, "", True, {"by": "Bob"}), "human:Bob")
+    said = {"name": "Ada", "question": view["question"]["id"], "answer": "first", "seconds": 1}
+    assert run.post("answer", **said)[0] == 409
+    assert [row[:2] for row in run.kept()] == [("human:Bob", 2)]
+    run.say("Ada", "first")
+    run.say("Ada", "first")
+    run.post("finish", name="Ada")
+    assert run.done().votes.sum((0, 1)).tolist() == [2, 0, 1, 0]
+
+
+def test_closing_says_goodbye_and_frees_the_port(runs: Callable[..., Run]) -> None:
+    run = runs(1)
+    port = run.annotator.server.server_port
+    run.say("Ada", "first")
+    run.post("finish", name="Ada")
+    run.done()
+    seen: list[dict[str, Any]] = []
+    closing = threading.Thread(target=run.annotator.close)
+    closing.start()
+    while not seen or seen[-1]["state"] != "over":
+        seen.append(run.post("look", name="Ada")[1])
+    closing.join(10)
+    assert not closing.is_alive()
+    assert seen[-1]["complete"] is True
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", port))
+    late = run.annotator.compare(TASK, show(1, True), show(2, True))
+    assert (late.answer, late.final) == (Answer.ABSTAINED, False)
+    with socket.create_server(("127.0.0.1", port)):
+        pass
+
+
+def test_all_frames_of_a_clip_are_in_its_picture() -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (23, 20, 30, 3), dtype=np.uint8)
+    kind, data = sprite(frames)
+    layout, sheet = sprite_layout(23, 20, 30), np.asarray(Image.open(io.BytesIO(data)))
+    assert kind == "image/png"
+    assert (layout["width"], layout["height"]) == (30, 20)
+    for index, frame in enumerate(frames):
+        y, x = index // layout["columns"] * 20, index % layout["columns"] * 30
+        np.testing.assert_array_equal(sheet[y : y + 20, x : x + 30], frame)
+    for count, height, width in ((1, 64, 64), (1, 6000, 4000), (500, 480, 640), (3, 10, 4000), (1000, 84, 84)):
+        layout = sprite_layout(count, height, width)
+        assert layout["columns"] * layout["width"] <= human_server.MAX_SIDE
+        assert -(-count // layout["columns"]) * layout["height"] <= human_server.MAX_SIDE
+        assert layout["width"] / layout["height"] == pytest.approx(width / height, rel=0.1)
+    big = np.zeros((60, 240, 320, 3), np.uint8) + np.arange(60, dtype=np.uint8)[:, None, None, None] * 4
+    kind, data = sprite(big)
+    layout, sheet = sprite_layout(60, 240, 320), np.asarray(Image.open(io.BytesIO(data)))
+    assert kind == "image/jpeg"
+    middle = sheet[layout["height"] // 2 :: layout["height"], layout["width"] // 2 :: layout["width"], 0].ravel()[:60]
+    np.testing.assert_allclose(middle, np.arange(60) * 4, atol=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "kind", "message"),
+    [
+        ("x" * 41, {}, ConfigError, "human:NAME: a name has 1 to 40"),
+        ("a\nb", {}, ConfigError, "human:NAME: a name has 1 to 40"),
+        ("ada", {"listen": "everywhere"}, ConfigError, "listen 'everywhere' is no address"),
+        ("ada", {"listen": "203.0.113.9"}, InputError, "Cannot listen on 203.0.113.9, port 0"),
+        ("ada", {"port": 70000}, ConfigError, "port 70000 must lie"),
+        ("ada", {"token": "secret"}, ConfigError, "A token has 16 to 100"),
+        ("ada", {"window": 3}, ConfigError, "window 3 larger by 2"),
+        ("ada", {"frames_per_second": 0.0}, ConfigError, "frames_per_second must lie"),
+    ],
+)
+def test_settings_that_will_not_do_are_named(
+    tmp_path: Path, name: str, settings: dict[str, Any], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=message):
+        HumanAnnotator(name, HumanConfig(**settings), AnswerLog(tmp_path / "a.sqlite"))
+
+
+def test_a_taken_port_is_named(runs: Callable[..., Run], tmp_path: Path) -> None:
+    port = runs(1).annotator.server.server_port
+    with pytest.raises(InputError, match=f"port {port}: .*in use"):
+        HumanAnnotator("ada", HumanConfig(port=port), AnswerLog(tmp_path / "a.sqlite"))
+
+
+def test_a_given_name_is_everybodys_and_another_name_is_another_opinion(
+    runs: Callable[..., Run], tmp_path: Path
+) -> None:
+    run = runs(2, name="ada")
+    assert run.look("Mallory")["name"] == "ada"
+    run.say("", "first")
+    assert run.kept()[0][0] == "human:ada"
+    other = HumanAnnotator("bob", HumanConfig(), run.log)
+    other.close()
+    assert (run.annotator.name, other.name) == ("human:ada", "human:bob")
+    assert run.annotator.identity != other.identity
+    assert "token" not in json.dumps(dict(run.annotator.identity))
