@@ -1,6 +1,7 @@
 """The environments there are, by name. A new one is a file beside this and a line in `ENVIRONMENTS`."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from embodied.contracts.errors import InputError, suggest
 from embodied.datasets.store import EpisodeStore
-from embodied.sim import experts, export_scene, robosuite_lift
+from embodied.sim import experts, export_scene, metaworld_drawer, robosuite_lift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ ENVIRONMENTS: dict[str, Environment] = {
             "scripted": experts.ScriptedPolicy,
             "expert": experts.ScriptedExpert,
             "random": experts.RandomPolicy,
+            "wander": functools.partial(experts.ScriptedPolicy, behaviour="wander"),
         },
         truth_keys=robosuite_lift.REWARD_KEYS,
         true_reward=robosuite_lift.shaped_reward,
@@ -58,6 +60,22 @@ ENVIRONMENTS: dict[str, Environment] = {
         export_scene=export_scene.export_scene,
         initial_states=export_scene.initial_states,
         succeeded=_cube_is_lifted,
+    ),
+    metaworld_drawer.NAME: Environment(
+        make=metaworld_drawer.DrawerEnv,
+        behaviours={
+            "scripted": metaworld_drawer.ScriptedDrawer,
+            "expert": functools.partial(metaworld_drawer.ScriptedDrawer, behaviour="expert"),
+            "random": metaworld_drawer.RandomDrawer,
+            "wander": functools.partial(metaworld_drawer.ScriptedDrawer, behaviour="wander"),
+        },
+        truth_keys=metaworld_drawer.REWARD_KEYS,
+        true_reward=metaworld_drawer.shaped_reward,
+        true_progress=metaworld_drawer.true_progress,
+        duration=metaworld_drawer.HORIZON * metaworld_drawer.CONTROL_DT,
+        export_scene=metaworld_drawer.no_robot,
+        initial_states=metaworld_drawer.no_robot,
+        succeeded=metaworld_drawer.no_robot,
     ),
 }
 
