@@ -179,7 +179,9 @@ def _settings(config: LabelPrefer) -> dict[str, Any]:
         if key == "pairs":
             mine["pairs"] = config.pairs
         found[key] = _configure(kind(), mine, "--ask")
-    shared = {field.name for kind in (PreferConfig, AskConfig) for field in dataclasses.fields(kind)} - {"seed"}
+    shared = {field.name for kind in (PreferConfig, AskConfig) for field in dataclasses.fields(kind)}
+    if config.annotator.startswith("scripted"):
+        shared.remove("seed")  # it has one too
     found["budget"] = {name: left.pop(name) for name in ("max_calls", "max_cost") if name in left}
     return found | {"own": {name: value for name, value in left.items() if name not in shared}}
 
@@ -284,7 +286,7 @@ def _estimate(config: LabelPrefer, settings: dict[str, Any]) -> dict[str, Any]:
     result: dict[str, Any] = {"dry_run": True, "pairs": config.pairs, "questions": count}
     if kind == "openai":
         model, url = parse_address(rest)
-        own = _configure(OpenAIConfig(model, url), settings["own"], "--ask")
+        own = _configure(OpenAIConfig(model, url), _own_settings(kind, config, settings["own"]), "--ask")
         result |= estimate(own, count)
         budget = settings["budget"]
         limits = [(budget.get("max_calls"), result["calls"]), (budget.get("max_cost"), result["cost"])]
@@ -294,7 +296,8 @@ def _estimate(config: LabelPrefer, settings: dict[str, Any]) -> dict[str, Any]:
         from embodied.vlm_rewards.vlm_prompts import STAGES
 
         most = settings["budget"].get("max_calls")
-        result["calls"] = count * STAGES[_configure(HFConfig(rest), settings["own"], "--ask").stages]
+        own = _configure(HFConfig(rest), _own_settings(kind, config, settings["own"]), "--ask")
+        result["calls"] = count * STAGES[own.stages]
         result["within_budget"] = most is None or result["calls"] <= most
     return result
 
