@@ -237,5 +237,8 @@ def test_bad_settings_are_refused_by_name(folder: Path, tmp_path: Path) -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             HFConfig("x", **settings)  # type: ignore[arg-type]
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="torch finds no GPU here"):
+            annotator(folder, tmp_path, device="cuda")
     with pytest.raises(InputError, match="exceed the 4096 of this model"):
         said(annotator(folder, tmp_path, max_tokens=4090))

@@ -56,11 +56,9 @@ class HFConfig:
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype '{self.dtype}' is unknown. Valid: {', '.join(DTYPES)}.")
         try:
-            kind = torch.device(self.device).type
+            torch.device(self.device)
         except RuntimeError:
             raise ConfigError(f"device '{self.device}' is none of torch's. Use cpu, cuda or cuda:N.") from None
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ConfigError(f"device '{self.device}': torch finds no GPU here. Use device=cpu.")
 
 
 class HFAnnotator:
@@ -180,12 +178,14 @@ class HFAnnotator:
 
 
 def _load(folder: Path, config: HFConfig) -> tuple[Any, Any]:
-    """Processor and model of a folder. Raises MissingExtraError, InputError."""
+    """Processor and model of a folder. Raises MissingExtraError, InputError, ConfigError."""
     try:
         from transformers import AutoModelForImageTextToText, AutoProcessor
         from transformers.utils import logging
     except ImportError as error:
         raise MissingExtraError("transformers", "vlm", "asking a local vision-language model") from error
+    if torch.device(config.device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device '{config.device}': torch finds no GPU here.\nUse --ask device cpu.")
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no config.json.\nUse hf:FOLDER with a model that save_pretrained wrote.")
     local = {"local_files_only": True, "trust_remote_code": False}
