@@ -1,5 +1,6 @@
 """Off-screen pictures of a MuJoCo scene, fast in software: only what a small training image needs is drawn."""
 
+import atexit
 import importlib
 import os
 import weakref
@@ -54,8 +55,11 @@ class FastRenderer:
                 f"MuJoCo cannot open an off-screen {os.environ['MUJOCO_GL']} context: {error}\n"
                 "Install Mesa (apt-get install libegl1 libgl1-mesa-dri) or set MUJOCO_GL=osmesa."
             ) from error
-        # Before interpreter shutdown unloads the GL library that freeing the context needs.
+        # At interpreter exit, before MuJoCo's own hook ends the display that freeing the context needs: hooks run in
+        # reverse, and its was set when the renderer was made. A finalizer's own hook may be older than that.
         self._close = weakref.finalize(self, self._renderer.close)
+        self._close.atexit = False
+        atexit.register(self._close)
         for flag, on in RENDER_FLAGS.items():
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag.upper()}")] = on
         self._option = mujoco.MjvOption()

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -115,6 +118,22 @@ def test_culling_changes_no_pixel(env, monkeypatch):
                 whole = renderer.render(env.data, camera)
             np.testing.assert_array_equal(culled, whole)
     renderer.close()
+
+
+LEFT_OPEN = """
+import weakref
+class Anything: pass
+kept = Anything()
+weakref.finalize(kept, print, "")  # finalizers have a hook at exit from now on, older than MuJoCo's
+from embodied.sim.render import FastRenderer, load_mujoco
+model = load_mujoco().MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+renderer = FastRenderer(model, 16, 16)
+"""
+
+
+def test_a_renderer_left_open_at_exit_is_closed_before_its_display():
+    ended = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_unknown_camera_is_named_with_the_list():
