@@ -67,6 +67,7 @@ class _Question:
     task: str
     segments: tuple[Segment, Segment]
     arrived: int
+    waiting: int = 0  # calls of compare
     given: str = ""
     holder: str = ""
     verdict: Verdict | None = None
@@ -127,8 +128,8 @@ class HumanAnnotator:
         self._open: dict[str, _Question] = {}
         self._people: dict[str, _Person] = {}
         self._held: list[_Question] = []  # answered, oldest first, not yet final
-        self._done = self._total = self._arrived = 0
-        self._inside = 0  # calls of compare that have not returned
+        self._known = self._total = self._arrived = 0
+        self._inside = self._returned = 0  # calls of compare
         self._stopped = self._over = False
         self.server = PageServer(self, config.listen, config.port, config.token, name)
         say(f"Compare the pairs at {self.server.url}")
@@ -140,22 +141,27 @@ class HumanAnnotator:
             question = self._open.get(key)
             if question is None:
                 if (known := self._log.find(key)) is not None:
+                    self._returned += 1
                     return known
                 self._arrived += 1
                 question = self._open[key] = _Question(key, task, (first, second), self._arrived)
             self._inside += 1
+            question.waiting += 1
             while not (question.final or self._stopped):
                 self._settle(time.monotonic())
                 if not question.final:
                     self._changed.wait(_TICK)
             self._inside -= 1
+            self._returned += 1
             self._open.pop(key, None)
             return question.verdict or Verdict(Answer.ABSTAINED, "nobody answered", final=False)
 
-    def watch(self, done: int, total: int) -> None:
-        """So many questions of `total` are answered for good."""
+    def watch(self, known: int, total: int) -> None:
+        """So many questions of `total` need no asking; 0 begins anew."""
         with self._changed:
-            self._done, self._total = done, total
+            self._known, self._total = known, total
+            if not known:
+                self._returned = 0
 
     def stop(self) -> None:
         """Nobody waits for answers any more; those that were given are kept."""
@@ -315,7 +321,11 @@ class HumanAnnotator:
                     self._release(question)
 
     def _comes_more(self) -> bool:
-        return self._done + self._inside < self._total
+        return self._known + self._returned + self._inside < self._total
+
+    def _answered(self) -> int:
+        open_ = sum(question.waiting for question in self._open.values() if question.verdict is None)
+        return self._known + self._returned + self._inside - open_
 
     def _unanswered(self) -> bool:
         return any(question.verdict is None for question in self._open.values())
@@ -326,7 +336,7 @@ class HumanAnnotator:
         view: dict[str, Any] = {
             "name": person.name,
             "fixed_name": bool(self.server.only_name),
-            "done": min(self._done + len(self._held), self._total) if self._total else person.answers,
+            "done": self._answered(),
             "total": self._total,
             "mine": person.answers,
             "undo": mine[-1].given if mine and not self._stopped else "",
@@ -334,7 +344,7 @@ class HumanAnnotator:
         if self._stopped:
             person.told = True
             self._changed.notify_all()
-            return view | {"state": "over", "complete": self._over and self._done >= self._total}
+            return view | {"state": "over", "complete": self._over and self._answered() >= self._total}
         if person.question is not None:
             question = person.question
             pictures = []

@@ -90,8 +90,8 @@ def ask(
 ) -> Answers:
     """Put every question that the log cannot answer.
 
-    An annotator may have two more methods: `watch(done, total)`, told how far it is, and `stop()`, told that nobody
-    waits for answers any more; what it is asked then must return soon, with a verdict that is not final.
+    An annotator may have two more methods: `watch(known, total)`, told how many questions there are and how many need no
+    asking, and `stop()`, told that nobody waits for answers any more: what it is asked must then return soon, not final.
 
     Args:
         pairs: (P, 2) first rows.
@@ -123,8 +123,8 @@ def ask(
         index, verdict, known = outcome
         verdicts[index], found = verdict, found + known
         done = sum(verdict is not None for verdict in verdicts)
-        if watch:
-            watch(done, len(listed))
+        if watch and known:
+            watch(found, len(listed))
         report(done, len(listed), verdict.reason or verdict.answer.name.lower().replace("_", " "))
 
     if annotator.workers <= 1:
