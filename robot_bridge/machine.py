@@ -36,6 +36,7 @@ class Cause(enum.StrEnum):
     WORKSPACE = "workspace"
     TARGETS = "targets"
     CLOCK = "clock"
+    RIVAL = "another commands the robot"
     ESTOP = "e-stop"
     BUG = "bug"
 

@@ -96,13 +96,6 @@ def _limits(facts: Facts) -> Iterator[Check]:
         found = f"policy.max_lead {profile.policy.max_lead:g} is above max_step {limits.max_step[:arm].min():g} rad"
         advice = "lower policy.max_lead to what the training data used"
         yield Check("lead", "warning", found, "targets that the step clamp leaves alone", advice)
-    tracking = profile.safety.tracking_error
-    if tracking > limits.max_step[:arm].max():
-        found = (
-            f"safety.tracking_error {tracking:g} is above max_step {limits.max_step[:arm].max():g} rad: it never trips"
-        )
-        advice = "lower it: an arm that does not follow is then found by clamped targets only, which takes longer"
-        yield Check("tracking", "warning", found, "below max_step", advice)
 
 
 # ---- what the robot sends

@@ -131,9 +131,9 @@ class Safety:
         hold_resume: HOLD ends by itself if its cause is gone within this time [s]; later it needs `run`.
         first_chunk_timeout: HOLD when no chunk came so long after `run` [s].
         tracking_error, tracking_time: HOLD when command and measurement differ by more than tracking_error [rad] for
-            tracking_time [s].
+            tracking_time [s]. Below max_step, by which a command is ahead at most.
         arm_max_velocity: arming is refused while a joint moves faster [rad/s].
-        max_consecutive_clamps: HOLD after so many ticks in a row in which a target had to be clamped.
+        max_clamped_time: HOLD when targets had to be clamped for longer, at every tick [s].
         stop_after_hold: a HOLD because the arm does not follow, or touches something, becomes STOPPED after this [s].
         arm_max_initial_error: how far the first target may lie from the measured joint, beyond max_step [rad].
         deadman_required, deadman_timeout: HOLD unless topics.deadman says true at least this often [s].
@@ -154,10 +154,10 @@ class Safety:
     joint_stop: float = 0.5
     hold_resume: float = 1.0
     first_chunk_timeout: float = 2.0
-    tracking_error: float = 0.35
+    tracking_error: float = 0.08
     tracking_time: float = 0.3
     arm_max_velocity: float = 0.05
-    max_consecutive_clamps: int = 100
+    max_clamped_time: float = 0.5
     stop_after_hold: float = 1.0
     arm_max_initial_error: float = 0.05
     deadman_required: bool = True

@@ -34,6 +34,7 @@ def check_profile(profile: "Profile", path: Path) -> None:
         if quantity not in QUANTITIES:
             raise ConfigError(f"{path}: estimated names '{quantity}', no limit.{suggest(str(quantity), QUANTITIES)}")
     limits = profile.read_limits()
+    _check_tracking(profile, limits, path)
     if profile.gripper:
         _check_gripper(profile.gripper, limits, path)
     profile.read_workspace()
@@ -141,6 +142,16 @@ def safety_faults(safety: "Safety") -> list[str]:
         ),
     ]
     return [text for broken, text in rules if broken]
+
+
+def _check_tracking(profile: "Profile", limits: Limits, path: Path) -> None:
+    steps, error = limits.max_step[: len(profile.joints)], profile.safety.tracking_error
+    if error >= steps.min():
+        raise ConfigError(
+            f"{path}: safety.tracking_error {error:g} is not below the max_step of "
+            f"{limits.names[int(steps.argmin())]}, {steps.min():g}:\na command is never further ahead, so an arm that "
+            "does not follow would go unnoticed."
+        )
 
 
 def _check_gripper(gripper: "Gripper", limits: Limits, path: Path) -> None:

@@ -28,7 +28,8 @@ from embodied.robot_bridge.motion_filter import Motion, MotionFilter, Path, Plan
 from embodied.robot_bridge.profile import Safety
 
 _COUNTS = ("runs", "chunks", "rejected", "malformed_chunks", "late", "repeated", "far", "clamped", "boxed", "workspace")
-_COUNTS += ("tracking", "holds", "missed_ticks", "clock_jumps", "violations", "bugs")
+_COUNTS += ("tracking", "holds", "missed_ticks", "clock_jumps", "reseeded", "violations", "bugs")
+_LEFT_BEHIND = 0.02  # an arm that fell behind by so many seconds of full speed while unheard has not moved [s]
 _OUTSIDE = 0.01  # a joint may stand this far outside its box when arming [rad, m]
 
 
@@ -50,6 +51,9 @@ class Tick:
         events: state changes and refusals since the last tick, in words.
         motion: for controllers that take one command after another: where the arm is to be at the next tick, or None
             where nothing may be sent.
+        heard_at: (J,) what the robot had been told when its joints were last heard; a robot that hangs has got no
+            further. None before.
+        silence: how long ago that was [s].
     """
 
     state: State
@@ -58,6 +62,8 @@ class Tick:
     chunk: tuple[str, int] | None
     events: tuple[str, ...]
     motion: Motion | None = None
+    heard_at: np.ndarray | None = None
+    silence: float = 0.0
 
 
 class SafetyFilter:
@@ -69,6 +75,7 @@ class SafetyFilter:
             arm that does not follow is no fault.
         streaming: the robot gets `Tick.motion`, not `Tick.plan`: after a pause of the caller it stands still, instead
             of having finished the last plan.
+        gripper: the last joint is one: it pushes against what it holds, and against its end, which is no fault.
 
     Attributes:
         counts: what each stage saw.
@@ -82,12 +89,14 @@ class SafetyFilter:
         workspace: Box | None = None,
         shadow: bool = False,
         streaming: bool = False,
+        gripper: bool = False,
     ) -> None:
         self.limits, self.config = limits, config
         self.filter = MotionFilter(limits, 1.0 / config.rate_hz)
         self.counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self.motion: Motion | None = None
         self._workspace, self._shadow, self._streaming = workspace, shadow, streaming
+        self._watched = slice(-1 if gripper else None)  # joints that have to follow, and to be led within limits
         self._machine = Machine()
         self._path: Path | None = None
         self._now: float | None = None  # of the last tick
@@ -102,7 +111,10 @@ class SafetyFilter:
         self._speed = np.zeros(len(limits.names))
         self._measured_at = self._deadman_at = self._estop_at = -np.inf
         self._estop = False
-        self._clamps_in_row, self._error_since = 0, np.inf
+        self._clamped_since = self._error_since = np.inf
+        self._told: np.ndarray | None = None  # when the joints were last heard
+        self._told_at, self._behind = -np.inf, np.zeros(len(limits.names))  # and how far the arm was behind that
+        self._unheard = False
         self._yield: np.ndarray | None = None  # where to go in a HOLD because the arm did not follow
         self._dirty, self._silent, self._since_sent = False, False, 0
         self._events: list[str] = []
@@ -160,9 +172,10 @@ class SafetyFilter:
         self.counts["clock_jumps"] += 1
         self._now, self._grid = now, now - self.filter.dt  # the next tick is one tick later
         self._measured_at, self._estop_at, self._deadman_at = now, now, -np.inf
-        self._timeline, self._chunk, self._error_since = None, None, np.inf
+        self._timeline, self._chunk, self._told_at = None, None, -np.inf
+        self._clamped_since = self._error_since = np.inf
         self._machine = dataclasses.replace(self._machine, since=now)
-        self._hold(Cause.CLOCK, "the clock jumped back", now)
+        self.hold(Cause.CLOCK, "the clock jumped back", now)
 
     def request(self, mode: str, now: float, obstacle: str = "") -> str:
         """An operator's wish: arm, run, hold, stop or reset. Returns why it is refused; empty if granted.
@@ -184,9 +197,10 @@ class SafetyFilter:
             assert self._measured is not None
             self._path = self.filter.rest(self.limits.clip_position(self._measured))
             self.motion = self.filter.motion(self._path)
-            self._clamps_in_row, self._error_since, self._yield = 0, np.inf, None
+            self._clamped_since, self._error_since, self._yield = np.inf, np.inf, None
+            self._told, self._told_at, self._unheard = None, -np.inf, False
         elif mode == "run":
-            self._chunk, self._yield, self._clamps_in_row = None, None, 0
+            self._chunk, self._yield, self._clamped_since = None, None, np.inf
             self._retired.clear()
             self._deadline = now + self.config.first_chunk_timeout
             self.counts["runs"] += 1
@@ -226,7 +240,7 @@ class SafetyFilter:
         timeline = schedule(chunk, positions, now, here, self._timeline, self.config)
         takes_over = self._timeline is None or self._chunk is None or chunk.run != self._chunk[0]
         if takes_over and (fault := out_of_reach(chunk, positions, now, here, self.limits, self.config)):
-            self._hold(Cause.TARGETS, f"chunk rejected: {fault}", now)
+            self.hold(Cause.TARGETS, f"chunk rejected: {fault}", now)
             return self._reject("far", fault)
         if self._chunk is not None and chunk.run != self._chunk[0]:
             self._retired.append(self._chunk[0])
@@ -239,7 +253,7 @@ class SafetyFilter:
 
     def _malformed(self, fault: str, now: float) -> str:
         self.counts["chunks"] += 1
-        self._hold(Cause.POLICY, f"chunk rejected: {fault}", now)
+        self.hold(Cause.POLICY, f"chunk rejected: {fault}", now)
         return self._reject("malformed_chunks", fault)
 
     def _reject(self, count: str, fault: str) -> str:
@@ -284,13 +298,15 @@ class SafetyFilter:
             self._stop_for_bug(f"bug: {type(error).__name__}: {error}", now)
         events, self._events = tuple(self._events), []
         motion = None if self.state is State.INACTIVE or self._silent else self.motion
-        return Tick(self.state, self.reason, plan, self._chunk if self.state is State.RUNNING else None, events, motion)
+        chunk, silence = self._chunk if self.state is State.RUNNING else None, now - self._measured_at
+        return Tick(self.state, self.reason, plan, chunk, events, motion, self._told, silence)
 
     def _tick(self, now: float) -> Plan | None:
         if not math.isfinite(now):
             raise ValueError(f"the time is {now}")
         steps = self._elapsed_ticks(now)
         self._set(transitions.watch(self._machine, self._inputs(now), self.config))
+        self._listen(now)
         self._silent = self.state is State.ESTOP and self._at_rest
         if self._path is None or self._silent or steps == 0:
             return None
@@ -321,13 +337,13 @@ class SafetyFilter:
         path = self.filter.follow(self._path, targets)
         if len(targets) and self.state is State.RUNNING and (where := self._leaves(path)):
             self.counts["workspace"] += 1
-            self._hold(Cause.WORKSPACE, where, now)
+            self.hold(Cause.WORKSPACE, where, now)
             path = self.filter.follow(self._path, self._no_targets)
         if fault := self.filter.violation(path):
             self.counts["violations"] += 1
             self._stop_for_bug(f"bug: the filter broke the {fault}", now)
             return None
-        self._clamps_in_row = self._clamps_in_row + self._since_sent if limited else 0
+        self._clamped_since = min(self._clamped_since, now) if limited else np.inf
         self._path, self._dirty, self._since_sent = path, False, 0
         return self.filter.plan(path, now - self._grid)
 
@@ -351,7 +367,9 @@ class SafetyFilter:
         high = np.maximum(self._measured + limits.max_step, here)
         near = np.minimum(np.maximum(wanted, low), high)
         targets = np.minimum(np.maximum(near, limits.low), limits.high)
-        clamped, boxed = bool((near[0] != wanted[0]).any()), bool((targets[0] != near[0]).any())
+        watched = self._watched
+        clamped = bool((near[0, watched] != wanted[0, watched]).any())
+        boxed = bool((targets[0, watched] != near[0, watched]).any())
         self.counts["clamped"] += clamped * self._since_sent
         self.counts["boxed"] += boxed * self._since_sent
         return targets, clamped or boxed
@@ -382,8 +400,8 @@ class SafetyFilter:
             deadman = "the deadman is not held"
         if now > self._deadline:
             policy = "no chunk from the policy"
-        if self._clamps_in_row > config.max_consecutive_clamps:
-            targets = f"targets clamped {self._clamps_in_row} times in a row"
+        if now - self._clamped_since > config.max_clamped_time:
+            targets = f"targets clamped for {now - self._clamped_since:.2f} s"
         return Inputs(
             now,
             joint_age=abs(now - self._measured_at),  # of the future is no better than of the past
@@ -400,7 +418,7 @@ class SafetyFilter:
         """Which joint has been away from its command for too long."""
         if self._shadow or self._measured is None or self.motion is None or self.state not in ACTIVE:
             return ""
-        error = np.abs(self.motion.position - self._measured)
+        error = np.abs(self.motion.position - self._measured)[self._watched]
         worst = int(np.argmax(error))
         if error[worst] <= self.config.tracking_error:
             self._error_since = np.inf
@@ -410,10 +428,49 @@ class SafetyFilter:
             return f"{self.limits.names[worst]} does not follow: {error[worst]:.3f} rad off"
         return ""
 
+    def _listen(self, now: float) -> None:
+        """Notes how far the robot has got; joints that are heard again after a gap may have to be taken up anew."""
+        if not abs(now - self._measured_at) <= self.config.joint_timeout:
+            self._unheard = True
+            return
+        if self._measured_at == self._told_at or self.motion is None or self._measured is None:
+            return
+        if self._unheard and self._told is not None and not self._shadow:
+            self._take_up(now)
+        self._unheard, self._told_at = False, self._measured_at
+        self._told = self.motion.position if self.motion else None
+        if self._told is not None:
+            self._behind = np.abs(self._told - self._measured)
+
+    def _take_up(self, now: float) -> None:
+        """A robot that hung meanwhile goes on from where it is: what was commanded lies ahead of it by the whole gap.
+
+        One that followed blindly is nearer to what it was told than before, and is left alone. One that is elsewhere,
+        restarted or with another zero, gets no command before it is armed again.
+        """
+        assert self._measured is not None
+        assert self.motion is not None
+        assert self._told is not None
+        told, limits = (self._told, self.motion.position), self.limits
+        away = self._measured - np.clip(self._measured, np.minimum(*told), np.maximum(*told))
+        if (np.abs(away) > limits.max_step).any():
+            self.stop(Cause.TRACKING, "the arm is not where it was left", now)
+            self._path = self.motion = None
+        elif (np.abs(told[1] - self._measured) - self._behind > _LEFT_BEHIND * limits.velocity).any():
+            self._path = self.filter.coasting(self._measured, self._speed)
+            self.motion, self._dirty = self.filter.motion(self._path), True
+            self.counts["reseeded"] += 1
+
     # ---- state changes
 
-    def _hold(self, cause: Cause, reason: str, now: float) -> None:
+    def hold(self, cause: Cause, reason: str, now: float) -> None:
+        """HOLD for a reason that the caller knows; only from ARMED or RUNNING, or from a HOLD that would end."""
         self._set(transitions.hold(self._machine, cause, reason, now))
+
+    def stop(self, cause: Cause, reason: str, now: float) -> None:
+        """STOPPED for a reason that the caller knows; only from ARMED, RUNNING or HOLD."""
+        if self.state in ACTIVE:
+            self._set(transitions.enter(self._machine, State.STOPPED, cause, reason, now))
 
     def _stop_for_bug(self, reason: str, now: float) -> None:
         """STOPPED. Nothing new is planned at this tick: the last plan, which ends at rest, goes on."""

@@ -32,6 +32,7 @@ from embodied.robot_bridge import messages
 from embodied.robot_bridge.adapters import Nobody, RobotCommands
 from embodied.robot_bridge.command_messages import outcome, read_joy
 from embodied.robot_bridge.joint_merge import JointMerge
+from embodied.robot_bridge.machine import Cause
 from embodied.robot_bridge.node import EventLog, Rate, RosTime, Stop, arguments, now_ns, open_transport, run_process
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.qos import COMMAND, DEFAULT, SENSOR_DATA
@@ -80,7 +81,14 @@ class SafetyNode:
         self.commands = RobotCommands(profile, Nobody() if shadow else transport)
         limits, joint_space = self.commands.limits, profile.adapter != "servo_twist"
         workspace, streaming = profile.read_workspace(), profile.adapter != "jtc"
-        self.filter = SafetyFilter(limits, profile.safety, workspace if joint_space else None, shadow, streaming)
+        self.filter = SafetyFilter(
+            limits,
+            profile.safety,
+            workspace if joint_space else None,
+            shadow,
+            streaming,
+            gripper=profile.gripper is not None,
+        )
         self._watched = workspace if not joint_space else None
         self._joints, self._arm = JointMerge(profile.all_joints), len(profile.joints)
         self._measured = np.full(len(limits.names), np.nan)  # in the filter's coordinates
@@ -281,19 +289,16 @@ class SafetyNode:
     def _watch(self, now: float) -> None:
         """Faults that the filter cannot see."""
         if self._clock_stands_still() and self.filter.state in (State.ARMED, State.RUNNING):
-            self.filter.request("hold", now)
-            self._events.write("held", reason=f"{self._profile.topics.clock} stands still")
+            self.filter.hold(Cause.CLOCK, f"{self._profile.topics.clock} stands still", now)
         active = self.filter.state in (State.ARMED, State.RUNNING, State.HOLD)
         every_second = self._ticks % round(self._profile.safety.rate_hz) == 0
         if every_second and self.filter.state is State.INACTIVE and not self._shadow:
             self.commands.prepare()
         if active and every_second and (rival := self.commands.rival()):
-            self.filter.request("stop", now)
-            self._events.write("stopped", reason=rival)
+            self.filter.stop(Cause.RIVAL, rival, now)
         running = self.filter.state is State.RUNNING
         if self._watched and running and (outside := self._watched.outside(self._joints.position)):
-            self.filter.request("hold", now)
-            self._events.write("held", reason=outside)
+            self.filter.hold(Cause.WORKSPACE, outside, now)
         if self.commands.gripper_fault != self._fault:
             self._fault = self.commands.gripper_fault
             if self._fault:

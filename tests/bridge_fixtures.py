@@ -88,7 +88,7 @@ PROFILE = {
     },
     "limit_scale": 1.0,
     "position_margin": 0.0,
-    "safety": {"deadman_required": False},
+    "safety": {"deadman_required": False, "tracking_error": 0.2},
     "policy": {"image_timeout": 0.3},
 }
 

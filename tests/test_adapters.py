@@ -17,16 +17,19 @@ from embodied.contracts.errors import ConfigError, SafetyError
 from embodied.robot_bridge import messages as m
 from embodied.robot_bridge.adapter_forward_position import ForwardPositionAdapter
 from embodied.robot_bridge.adapter_forward_velocity import ForwardVelocityAdapter
-from embodied.robot_bridge.adapter_jtc import HORIZON, shaped
+from embodied.robot_bridge.adapter_jtc import HORIZON, SOONEST, shaped, unhurried
 from embodied.robot_bridge.adapter_servo_jog import ServoJogAdapter
 from embodied.robot_bridge.adapter_velocity import CORRECTION
 from embodied.robot_bridge.adapters import ADAPTERS, RobotCommands
 from embodied.robot_bridge.command_messages import float_array, read_float_array, read_joint_jog, read_twist_stamped
+from embodied.robot_bridge.controller import Moment
+from embodied.robot_bridge.limits import Limits
 from embodied.robot_bridge.motion_filter import Motion, Plan
-from embodied.robot_bridge.profile import Profile
+from embodied.robot_bridge.profile import Profile, Safety
 from embodied.robot_bridge.profile_check import ADAPTERS as PROFILE_ADAPTERS
 from embodied.robot_bridge.qos import COMMAND, LATEST
-from embodied.robot_bridge.safety import State, Tick
+from embodied.robot_bridge.safety import Chunk, SafetyFilter, State, Tick
+from embodied.robot_bridge.trajectory_controller import Goal, TrajectoryController
 from embodied.robot_bridge.transport_memory import MemoryBus, MemoryTransport
 
 OWN_GRIPPER = {
@@ -157,21 +160,73 @@ def test_trajectories_are_what_a_trajectory_controller_accepts(tmp_path: Path) -
         assert 3 <= len(trajectory.times) <= 30
         assert trajectory.velocities is not None
         assert (np.diff(trajectory.times) > 0).all()
-        assert trajectory.times[0] >= 0.002
+        assert trajectory.times[0] >= SOONEST
         assert HORIZON - 1e-6 <= trajectory.times[-1] <= 0.4
         assert not trajectory.velocities[-1].any()
 
 
 def test_a_short_plan_is_padded_and_a_plan_keeps_its_points() -> None:
     rest = shaped(Plan(np.array([0.02]), np.ones((1, 2)), np.zeros((1, 2))))
-    np.testing.assert_allclose(rest.times, [0.02, 0.085, 0.15])
+    np.testing.assert_allclose(rest.times, [0.05, 0.1, 0.15])
     np.testing.assert_array_equal(rest.positions, np.ones((3, 2)))
-    times = np.array([0.001, 0.01, 0.02, 0.2])
+    times = np.array([0.049, 0.06, 0.08, 0.2])
     plan = Plan(times, np.arange(8.0).reshape(4, 2), np.vstack([np.ones((3, 2)), np.zeros((1, 2))]))
     kept = shaped(plan)
     np.testing.assert_array_equal(kept.times, times[1:])
     np.testing.assert_array_equal(kept.positions, plan.positions[1:])
     np.testing.assert_array_equal(kept.velocities, plan.velocities[1:])
+
+
+def test_a_robot_that_hung_does_not_hurry_to_its_first_point() -> None:
+    """The stop was planned on while it stood still; what waits for it is the plan as it was sent last."""
+    limit, told = np.array([1.0, 0.5]), np.zeros(2)
+    times = np.array([0.05, 0.1, 0.2])
+    plan = Plan(times, np.array([[0.06, 0.0], [0.1, 0.0], [0.1, 0.0]]), np.zeros((3, 2)))
+    assert unhurried(plan, told, 0.02, limit, 0.05) is plan  # nothing unusual
+    late = unhurried(plan, told, 0.3, limit, 0.05)
+    assert late.times[0] == pytest.approx(0.09)  # a cubic from rest to rest peaks at 1.5 times its mean speed
+    np.testing.assert_allclose(np.diff(late.times), np.diff(times))
+    assert late.positions is plan.positions
+    far = Plan(times, plan.positions + np.array([0.0, 0.2]), plan.velocities)
+    assert unhurried(far, told, 0.02, limit, 0.05).times[0] == pytest.approx(0.6)  # however fresh the joints are
+    assert unhurried(plan, plan.positions[0], 0.3, limit, 0.05).times[0] == 0.05
+
+
+def test_trajectories_that_arrive_late_do_not_make_the_controller_hurry() -> None:
+    """Messages take 0 to 20 ms, and a trajectory starts when it arrives: the next one makes up for it."""
+    limits = tiny_limits()
+    rng, still = np.random.default_rng(0), np.zeros(2)
+    safety = SafetyFilter(limits, Safety(deadman_required=False, tracking_error=0.2))
+    controller = TrajectoryController(limits.names, still)
+    safety.measure(still, still, 0.0)
+    assert safety.request("arm", 0.0) == safety.request("run", 0.0) == ""
+    waiting: list[tuple[float, Plan]] = []
+    asked, last, target = [still], still, still
+    for step in range(1, 1500):
+        now = 0.002 * step
+        if step % 50 == 0:
+            target = target + 0.16 * np.array([1.0, -1.0]) * (1 if step < 700 else -1)
+            assert safety.offer(Chunk("r", step, now, now, limits.names, np.array([0.1]), target[None]), now) == ""
+        if step % 5 == 0:
+            safety.measure(last, still, now)
+            tick = safety.tick(now)
+            if tick.plan is not None:
+                waiting.append((max([now + rng.uniform(0, 0.02), *(at for at, _ in waiting)]), shaped(tick.plan)))
+        while waiting and waiting[0][0] <= now:
+            plan = waiting.pop(0)[1]
+            goal = Goal(0, limits.names, plan.times, plan.positions, plan.velocities, plan.velocities * np.nan)
+            assert not controller.accept(goal, Moment(now, 0, 0.002, last, still))
+        last = controller.sample(now).position
+        asked.append(last)
+    assert safety.state is State.RUNNING
+    speed = np.abs(np.diff(asked, axis=0)) / 0.002
+    assert speed.max() > 1.0
+    assert speed.max() <= 1.4 * 2.0
+
+
+def tiny_limits() -> Limits:
+    step, wide = np.full(2, 0.3), np.full(2, 1.9)
+    return Limits(("a", "b"), -wide, wide, np.full(2, 2.0), np.full(2, 12.0), np.full(2, 5000.0), step)
 
 
 def tick_of(state: State, position: np.ndarray, velocity: np.ndarray) -> Tick:

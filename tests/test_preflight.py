@@ -297,13 +297,6 @@ def test_actions_faster_than_the_limits(tmp_path: Path) -> None:
     assert "--speed" in line.advice
 
 
-def test_what_could_never_trip_is_said(tmp_path: Path) -> None:
-    checks = Site(tmp_path, safety={"tracking_error": 0.5}).checks()
-    line = next(line for line in checks if line.name == "tracking")
-    assert line.status == "warning"
-    assert "0.5" in line.found
-
-
 # ---- the graph
 
 

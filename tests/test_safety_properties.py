@@ -131,7 +131,7 @@ class World:
             tracking_error=0.03,
             tracking_time=0.001,
             stop_after_hold=0.05,
-            max_consecutive_clamps=10,
+            max_clamped_time=0.1,
             deadman_required=bool(rng.random() < 0.3),
             estop_required=bool(rng.random() < 0.2),
         )
@@ -143,7 +143,7 @@ class World:
             self.workspace.bound = float(self.workspace.weights @ start) + rng.uniform(0.0, 0.05)
         self.filter = SafetyFilter(self.limits, self.config, self.workspace, streaming=self.streaming)
         self.measured, self.controller = start, Controller(self.limits, start)
-        self.follows, self.sequence, self.streamed = True, 0, [start]
+        self.follows, self.sequence, self.streamed, self.measuring = True, 0, [start], True
         self.operator(pressed=False)
         self.measure()
         self.digest, self.states = hashlib.sha256(), set[State]()
@@ -210,6 +210,15 @@ class World:
             self.streamed = []
         elif what == 8 and rng.random() < 0.3:
             self.filter.clock_jumped(now)
+        elif what == 9:
+            self.hang()
+
+    def hang(self) -> None:
+        """The robot does nothing and says nothing, until its joint states are stale; it goes on from where it is."""
+        for _ in range(int((self.config.joint_timeout + 0.02) / self.dt)):
+            self.measuring, follows, self.follows = False, self.follows, False
+            self.tick()
+            self.measuring, self.follows = True, follows
 
     def advance(self) -> None:
         """Go on as an operator would: a stopped arm is reset, armed and run again."""
@@ -227,10 +236,13 @@ class World:
             self.controller, self.streamed = Controller(self.limits, self.filter.motion.position), []
 
     def tick(self) -> Tick:
-        if self.rng.random() < 0.9:
+        if self.measuring and self.rng.random() < 0.9:
             self.measure()
-        before = self.filter.state
+        before, reseeded = self.filter.state, self.filter.counts["reseeded"]
         tick = self.filter.tick(self.now)
+        if self.filter.counts["reseeded"] > reseeded:  # as after arming, all begins where the robot is
+            assert self.filter.motion is not None
+            self.controller, self.streamed = Controller(self.limits, self.filter.motion.position), []
         self.states.add(tick.state)
         for array in (tick.plan.positions, tick.plan.velocities) if tick.plan else ():
             self.digest.update(array.tobytes())

@@ -9,7 +9,7 @@ from embodied.robot_bridge.limits import Limits
 from embodied.robot_bridge.profile import Safety
 from embodied.robot_bridge.safety import Chunk, SafetyFilter, State
 
-FREE = Safety(deadman_required=False, tracking_error=9.0, max_consecutive_clamps=10**6, action_delay=0.0)
+FREE = Safety(deadman_required=False, tracking_error=9.0, max_clamped_time=1e6, action_delay=0.0)
 
 
 def limits(velocity: float, acceleration: float, jerk: float) -> Limits:
