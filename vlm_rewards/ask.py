@@ -90,8 +90,9 @@ def ask(
 ) -> Answers:
     """Put every question that the log cannot answer.
 
-    An annotator may have two more methods: `watch(known, total)`, told how many questions there are and how many need no
-    asking, and `stop()`, told that nobody waits for answers any more: what it is asked must then return soon, not final.
+    An annotator may have two more methods: `watch(known, total)`, told how many questions there are and how many of
+    them need no asking, and `stop()`, told that nobody waits for answers any more: what it is asked must then return
+    soon, and not final.
 
     Args:
         pairs: (P, 2) first rows.
