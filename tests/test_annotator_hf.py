@@ -38,7 +38,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def annotator(folder: Path, log: Path, calls: int | None = None, **settings: Any) -> HFAnnotator:
-    config = HFConfig(str(folder), **({"max_tokens": 12} | settings))
+    chosen: dict[str, Any] = {"max_tokens": 12} | settings
+    config = HFConfig(str(folder), **chosen)
     return HFAnnotator(config, Budget(AnswerLog(log / "answers.sqlite"), "test", calls))
 
 

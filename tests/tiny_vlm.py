@@ -50,7 +50,7 @@ def make_tiny_vlm(folder: Path, seed: int = 0) -> Path:
     tokenizer.train_from_iterator([TEXT], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     fast.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    image_token = fast.convert_tokens_to_ids("<image>")
+    image_token: Any = fast.convert_tokens_to_ids("<image>")
     shape: dict[str, Any] = {
         "hidden_size": 32,
         "intermediate_size": 64,

@@ -193,9 +193,10 @@ def _load(folder: Path, config: HFConfig) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     try:
         processor: Any = AutoProcessor.from_pretrained(folder, **local)
-        model, loaded = AutoModelForImageTextToText.from_pretrained(
+        found: Any = AutoModelForImageTextToText.from_pretrained(
             folder, dtype=config.dtype, use_safetensors=True, output_loading_info=True, **local
         )
+        model, loaded = found
         model.eval().to(config.device)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, ImportError, RuntimeError) as error:
         raise InputError(f"{folder} is no vision-language model that loads: {_first_line(error)}") from None
