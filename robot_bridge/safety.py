@@ -457,7 +457,9 @@ class SafetyFilter:
             self.stop(Cause.TRACKING, "the arm is not where it was left", now)
             self._path = self.motion = None
         elif (np.abs(told[1] - self._measured) - self._behind > _LEFT_BEHIND * limits.velocity).any():
-            self._path = self.filter.coasting(self._measured, self._speed)
+            # One that is told positions alone chases the last of them: its speed is not the path's.
+            speed = np.zeros_like(self._speed) if self._streaming else self._speed
+            self._path = self.filter.coasting(self._measured, speed)
             self.motion, self._dirty = self.filter.motion(self._path), True
             self.counts["reseeded"] += 1
 

@@ -93,7 +93,7 @@ class Running:
         """What the arm did from `since` on; the log is at most a tenth of a second behind."""
         time.sleep(0.25)
         record = read_robot_log(self.log)
-        assert_record_within(record.between(self.began), self.profile.read_limits(), exact=False)
+        assert_record_within(record.between(self.began), self.profile.read_limits())
         return record.between(since)
 
 
@@ -189,7 +189,7 @@ def test_robot_killed(running: Running) -> None:
     assert len(last) > 5  # the stop is commanded on and on
     assert np.ptp(last, axis=0).max() < 1e-6
     record = read_robot_log(running.log)
-    assert_record_within(record.between(running.began), running.profile.read_limits(), exact=False)
+    assert_record_within(record.between(running.began), running.profile.read_limits())
     assert record.between(killed).time.size == 0
     running.deployment.restart("mujoco_robot")
 

@@ -76,6 +76,36 @@ def test_joint_states_stale_for_a_moment_resumes_by_itself(rig: Rig) -> None:
     rig.assert_within_limits()
 
 
+@pytest.mark.parametrize("speed", [0.4, 1.6])
+@pytest.mark.parametrize("seconds", [0.3, 1.0])
+def test_joint_states_stale_because_the_robot_hangs(tmp_path: Path, speed: float, seconds: float) -> None:
+    """It stands still and hears nothing; what waits for it when it wakes was planned for an arm that had gone on."""
+    rig = Rig(tmp_path)
+    rig.policy.speed = speed  # type: ignore[union-attr]
+    rig.moving()
+    since = rig.now
+    ahead = rig.hang(seconds)[0]
+    assert rig.state == ("HOLD" if seconds < 0.5 else "STOPPED")
+    rig.policy.change = lambda chunk: None  # type: ignore[union-attr]
+    rig.run(1.0)
+    assert rig.counts["reseeded"] == "1"
+    assert rig.distance_after(since) < ahead / 2  # it brakes from where it is
+    assert rig.speed < STILL
+    rig.assert_within_limits()
+
+
+def test_joint_states_stale_because_a_robot_that_takes_positions_hangs(tmp_path: Path) -> None:
+    """Its controller steps to the newest command; it is called back as soon as it says where it is."""
+    topics = {**PROFILE["topics"], "command": "/forward/commands"}
+    rig = Rig(tmp_path, adapter="forward_position", topics=topics).moving()
+    since = rig.now
+    ahead = rig.hang(1.0)[0]
+    rig.run(1.0)
+    assert rig.counts["reseeded"] == "1"
+    assert rig.distance_after(since) < 0.8 * ahead
+    assert rig.speed < STILL
+
+
 def test_joint_states_of_nan_count_as_stale(rig: Rig) -> None:
     since = rig.now
     rig.inject("nan")
@@ -255,6 +285,7 @@ def test_clock_stops(tmp_path: Path) -> None:
     rig.inject("clock_stop")
     rig.run(3.0)
     assert rig.entered("HOLD", since) < CLOCK_SILENCE + 0.1
+    assert rig.reason == "/clock stands still"
     # With time at a standstill no trajectory is sent; the last one ends at rest.
     assert rig.still_after(since) < CLOCK_SILENCE + BRAKE
     assert rig.speed < STILL
@@ -309,6 +340,7 @@ def test_two_command_publishers_stop_a_running_arm(rig: Rig) -> None:
     rig.transport("teleop").publisher(rig.profile.topics.command, m.JOINT_TRAJECTORY, DEFAULT)
     rig.run(2.0)
     assert rig.entered("STOPPED", since) <= 1.05  # looked for once a second
+    assert rig.reason == f"1 other publisher on {rig.profile.topics.command}"
     assert rig.still_after(since) < 1.05 + BRAKE
     rig.assert_within_limits()
 

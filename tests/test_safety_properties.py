@@ -241,8 +241,8 @@ class World:
         before, reseeded = self.filter.state, self.filter.counts["reseeded"]
         tick = self.filter.tick(self.now)
         if self.filter.counts["reseeded"] > reseeded:  # as after arming, all begins where the robot is
-            assert self.filter.motion is not None
-            self.controller, self.streamed = Controller(self.limits, self.filter.motion.position), []
+            start = self.limits.clip_position(self.measured)
+            self.controller, self.streamed = Controller(self.limits, start), []
         self.states.add(tick.state)
         for array in (tick.plan.positions, tick.plan.velocities) if tick.plan else ():
             self.digest.update(array.tobytes())
