@@ -18,6 +18,10 @@ GL_CHECK := MUJOCO_GL=egl $(BIN)/python -c 'import cv2, mujoco; mujoco.GLContext
 PEER_PACKAGES := g++ libfastrtps-dev libfastcdr-dev
 PEER_CHECK := printf '\#include <%s>\n' fastrtps/utils/IPLocator.h fastcdr/Cdr.h | g++ -E -x c++ -
 
+# They also answer at the page of `label prefer` in a real browser.
+BROWSER_PACKAGES := chromium
+BROWSER_CHECK := command -v chromium chromium-browser google-chrome google-chrome-stable chrome
+
 # apt-get install of the packages $(1), where apt-get can run as root; otherwise nothing.
 define apt_install
   sudo=''
@@ -47,6 +51,9 @@ quickstart: $(STAMP)
 test: $(STAMP)
 	@if ! { $(PEER_CHECK); } >/dev/null 2>&1; then
 	$(call apt_install,$(PEER_PACKAGES)) || echo 'Went on without Fast DDS; the tests that need it say so.'
+	fi
+	if ! $(BROWSER_CHECK) >/dev/null; then
+	$(call apt_install,$(BROWSER_PACKAGES)) || echo 'Went on without a browser; the tests that need it say so.'
 	fi
 	exec $(BIN)/python -m pytest $(ARGS)
 

@@ -4,6 +4,7 @@ Put this folder on `sys.path` to import it.
 """
 
 import base64
+import functools
 import json
 import os
 import select
@@ -20,9 +21,14 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 _KEYS = {"ArrowLeft": 37, "ArrowRight": 39, "ArrowDown": 40, "Backspace": 8, "Enter": 13, "Tab": 9, " ": 32}
 
 
+@functools.cache
 def find_browser() -> str | None:
-    """Path of an installed Chromium, or None."""
-    return next((path for name in _NAMES if (path := shutil.which(name))), None)
+    """Path of an installed Chromium that starts, or None."""
+    for name in _NAMES:
+        path = shutil.which(name)
+        if path and subprocess.run([path, "--version"], capture_output=True, timeout=60).returncode == 0:
+            return path  # Ubuntu's package holds a stub that only knows how to ask for a snap
+    return None
 
 
 class Browser:
