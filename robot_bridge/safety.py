@@ -445,15 +445,15 @@ class SafetyFilter:
     def _take_up(self, now: float) -> None:
         """A robot that hung meanwhile goes on from where it is: what was commanded lies ahead of it by the whole gap.
 
-        One that followed blindly is nearer to what it was told than before, and is left alone. One that is elsewhere,
-        restarted or with another zero, gets no command before it is armed again.
+        One that followed blindly is no farther from what it was told than before, and is left alone. One that is
+        elsewhere, restarted or with another zero, gets no command before it is armed again.
         """
         assert self._measured is not None
         assert self.motion is not None
         assert self._told is not None
         told, limits = (self._told, self.motion.position), self.limits
         away = self._measured - np.clip(self._measured, np.minimum(*told), np.maximum(*told))
-        if (np.abs(away) > limits.max_step).any():
+        if (np.abs(away) > limits.max_step + self._behind).any():
             self.stop(Cause.TRACKING, "the arm is not where it was left", now)
             self._path = self.motion = None
         elif (np.abs(told[1] - self._measured) - self._behind > _LEFT_BEHIND * limits.velocity).any():

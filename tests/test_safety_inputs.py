@@ -236,6 +236,27 @@ def test_a_jump_of_the_measurement_does_not_pull_the_arm_along() -> None:
     assert abs(path[-1]) < 0.06  # nor does the hold go there: it is further away than a contact explains
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_an_arm_that_comes_back_elsewhere_is_sent_nothing_before_it_is_armed_again(streaming: bool) -> None:
+    """A driver that was restarted: to hold where the other one was would be a jump."""
+    arm = Arm(streaming=streaming).run().moving()
+    arm.follows = False
+    arm.tick(round(CONFIG.joint_timeout / DT) + 3, hear=False)
+    arm.measured = arm.measured - 1.0
+    tick = arm.tick()
+    assert arm.state is State.STOPPED
+    assert arm.filter.reason == "the arm is not where it was left"
+    assert tick.plan is None
+    assert tick.motion is None
+    arm.measured = arm.measured * 0
+    arm.follows = True
+    arm.hear()
+    assert arm.filter.request("reset", arm.now) == arm.filter.request("arm", arm.now) == ""
+    tick = arm.tick()
+    assert tick.motion is not None
+    np.testing.assert_allclose(tick.motion.position, 0.0, atol=1e-9)
+
+
 def test_shadow_starts_at_the_measured_joints_with_every_chunk() -> None:
     arm = Arm(dataclasses.replace(CONFIG, tracking_error=0.05), shadow=True).run()
     arm.follows = False
