@@ -1,8 +1,8 @@
 """The local vision-language model, here one of random weights: its garbage is judged, its answers are its own."""
 
 import json
-import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_vlm import make_tiny_vlm
 from vlm_peer import Peer
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 TASK = "open the drawer"
@@ -136,6 +135,16 @@ def test_identity_is_what_decides_and_not_where_it_lies(folder: Path, tmp_path: 
     (moved / "chat_template.jinja").write_text((moved / "chat_template.jinja").read_text() + " ")
     assert key(moved) != mine
     assert key(make_tiny_vlm(tmp_path / "other", seed=1)) != mine
+
+
+def test_nothing_is_asked_of_the_network(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: tried.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: tried.append(args) or [])
+    said(annotator(folder, tmp_path))
+    with pytest.raises(InputError, match=r"holds no config\.json"):
+        annotator(Path("HuggingFaceTB/SmolVLM-Instruct"), tmp_path)
+    assert tried == []
 
 
 def test_bfloat16_generates(folder: Path, tmp_path: Path) -> None:
