@@ -12,10 +12,11 @@ import pytest
 
 from embodied.contracts.errors import ConfigError, InputError
 from embodied.contracts.preferences import Answer, Segment
-from embodied.vlm_rewards.annotator_hf import HFAnnotator, HFConfig
+from embodied.vlm_rewards.annotator_hf import HFAnnotator, HFConfig, _as_content
 from embodied.vlm_rewards.annotator_openai import OpenAIAnnotator, OpenAIConfig
 from embodied.vlm_rewards.answer_log import AnswerLog, Budget, question_key
 from embodied.vlm_rewards.ask import AskConfig, ask
+from embodied.vlm_rewards.vlm_prompts import data_url, first_step
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_vlm import make_tiny_vlm
@@ -78,11 +79,12 @@ def test_pictures_order_and_task_reach_the_model(folder: Path, tmp_path: Path) -
     for other in logits[1:3]:
         assert (logits[0] - other).abs().max() > 1e-4
     assert torch.equal(state, torch.random.get_rng_state())
+    frame = segment(1).frames[0]  # type: ignore[index]
+    part = _as_content({"type": "image_url", "image_url": {"url": data_url(frame)}})
+    np.testing.assert_array_equal(np.asarray(part["image"]), frame, "every colour as recorded")
 
 
 def _next_logits(asked: HFAnnotator, pair: tuple[int, int]) -> Any:
-    from embodied.vlm_rewards.vlm_prompts import first_step
-
     frames = [segment(level).frames for level in pair]
     inputs = asked._read(first_step(TASK, frames[0], frames[1], False))  # type: ignore[arg-type]
     with torch.no_grad():
