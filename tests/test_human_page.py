@@ -238,6 +238,13 @@ def test_slips_count_once(browser: Browser, asked: Callable[..., Asked]) -> None
     page.press("u")
     page.wait("!busy && view.done == 2")
     assert len(run.kept()) == 2
+    page.wait(READY)
+    page.run(
+        "answer('first'); new Promise(done => { "
+        "const again = () => busy ? setTimeout(again, 1) : done(answer('first')); again(); })"
+    )
+    page.wait("!busy")
+    assert page.run("view.done") == 3, "a pair just shown takes no answer yet: nobody has seen it"
 
 
 def test_without_a_connection_nothing_is_lost_or_said_twice(browser: Browser, asked: Callable[..., Asked]) -> None:
