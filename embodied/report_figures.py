@@ -25,7 +25,6 @@ def _pyplot() -> Any:
 
     pyplot.rcParams.update(
         {
-            "svg.hashsalt": "embodied",  # equal figures are equal text
             "svg.fonttype": "none",  # the page's own font, and text that can be searched
             "font.family": "sans-serif",
             "font.sans-serif": ["DejaVu Sans"],

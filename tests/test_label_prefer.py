@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def test_scripted_preferences_become_a_label_that_follows_the_truth(
     assert "has the label set 'p'" in error
     code, result, _ = run(store, capsys, *flags, "--report", str(tmp_path / "again.html"))
     assert code == 0
-    assert (tmp_path / "again.html").read_text() == page
+    shown = (tmp_path / "again.html").read_text()
+    assert re.findall(r"<t[dh][^>]*>([^<]*)<", shown) == re.findall(r"<t[dh][^>]*>([^<]*)<", page)
 
 
 def test_a_run_that_ended_after_asking_goes_on_without_asking(
