@@ -1,5 +1,6 @@
 """A person as annotator, over HTTP: what is kept and when, undo, several people, who is let in, what is refused."""
 
+import contextlib
 import http.client
 import io
 import json
@@ -18,13 +19,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from embodied.cli import main
 from embodied.contracts.errors import ConfigError, InputError
 from embodied.contracts.preferences import Answer, Segment, Verdict
+from embodied.datasets.preferences import read_preferences
+from embodied.datasets.store import EpisodeStore
 from embodied.vlm_rewards import annotator_human, human_server
 from embodied.vlm_rewards.annotator_human import HumanAnnotator, HumanConfig
 from embodied.vlm_rewards.answer_log import AnswerLog
 from embodied.vlm_rewards.ask import Answers, AskConfig, ask
 from embodied.vlm_rewards.human_server import sprite, sprite_layout
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_stores import make_episode, write_store
+from vlm_peer import Peer
 
 TASK = "to open the drawer"
 Say = Callable[..., tuple[int, Any]]
@@ -679,3 +687,49 @@ def test_a_given_name_is_everybodys_and_another_name_is_another_opinion(
     assert (run.annotator.name, other.name) == ("human:ada", "human:bob")
     assert run.annotator.identity != other.identity
     assert "token" not in json.dumps(dict(run.annotator.identity))
+
+
+def test_a_person_answers_what_a_model_is_unsure_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMBODIED_CACHE", str(tmp_path / "cache"))
+    store = write_store(tmp_path / "s.zarr", [make_episode(index) for index in range(3)])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with Peer() as peer:
+        flags = [
+            "--name",
+            "p",
+            "--task",
+            TASK,
+            "--annotator",
+            f"openai:m@{peer.url}",
+            "--pairs",
+            "8",
+            "--inputs",
+            "none",
+        ]
+        ours = ["person_share", "0.5", "both_orders", "0.0", "stages", "one", "port", str(port), "linger", "0.1"]
+        words = ["label", "prefer", store.path, *flags, "--person", "human:ada", "--ask", *ours]
+        codes: list[int] = []
+        running = threading.Thread(target=lambda: codes.append(main(words)), daemon=True)
+        running.start()
+        answered: set[str] = set()
+        until = time.monotonic() + 30
+        while running.is_alive() and time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                view = post(port, "look", {"name": ""})[1]
+                if view["state"] == "ask":
+                    assert view["total"] == 4
+                    question = view["question"]["id"]
+                    said = {"name": "", "question": question, "answer": "no_preference", "seconds": 1}
+                    assert post(port, "answer", said)[0] == 200
+                    answered.add(question)
+            time.sleep(0.02)
+        running.join(5)
+    assert codes == [0]
+    found = read_preferences(EpisodeStore(store.path), "p")
+    records = [json.loads(text) for text in found.records]
+    assert {r["given"] for record in records for r in record if r.get("by") == "ada"} == answered
+    assert len(answered) == 4
+    assert [len(record) for record in records] == [1 + int(who) for who in found.annotator]
+    assert found.votes[found.annotator == 1].sum((0, 1)).tolist() == [0, 0, 4, 0]
+    assert found.annotators[1] == "human:ada"
