@@ -1,8 +1,6 @@
-"""A person as annotator, over HTTP: what is kept and when, undo, several people, who is let in, what is refused."""
+"""A person as annotator: what is kept and when, undo, several people, runs that end and go on."""
 
 import contextlib
-import http.client
-import io
 import json
 import random
 import signal
@@ -17,132 +15,27 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from embodied.cli import main
 from embodied.contracts.errors import ConfigError, InputError
-from embodied.contracts.preferences import Answer, Segment, Verdict
+from embodied.contracts.preferences import Answer, Verdict
 from embodied.datasets.preferences import read_preferences
 from embodied.datasets.store import EpisodeStore
 from embodied.vlm_rewards import annotator_human, human_server
 from embodied.vlm_rewards.annotator_human import HumanAnnotator, HumanConfig
 from embodied.vlm_rewards.answer_log import AnswerLog
-from embodied.vlm_rewards.ask import Answers, AskConfig, ask
-from embodied.vlm_rewards.human_server import sprite, sprite_layout
+from embodied.vlm_rewards.ask import AskConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 from made_stores import make_episode, write_store
+from people import TASK, Run, making_runs, pairs_of, post, show
 from vlm_peer import Peer
-
-TASK = "to open the drawer"
-Say = Callable[..., tuple[int, Any]]
-
-
-def show(row: int, frames: bool) -> Segment:
-    """Three frames, the first pixel of which is the row."""
-    pictures = np.full((3, 4, 6, 3), 9, np.uint8)
-    pictures[:, 0, 0, 0] = row
-    return Segment(np.arange(row, row + 3), pictures if frames else None)
-
-
-def pairs_of(count: int) -> np.ndarray:
-    return np.arange(2 * count).reshape(count, 2)
-
-
-class Run:
-    """`ask` in a thread, with a page, as the command line does it."""
-
-    def __init__(self, folder: Path, pairs: np.ndarray, asking: AskConfig, name: str = "", **settings: Any) -> None:
-        self.log = AnswerLog(folder / "answers.sqlite")
-        self.said: list[str] = []
-        self.annotator = HumanAnnotator(name, HumanConfig(**settings), self.log, self.said.append)
-        self.result: list[Answers] = []
-        self._thread = threading.Thread(target=self._ask, args=(pairs, asking), daemon=True)
-        self._thread.start()
-
-    def _ask(self, pairs: np.ndarray, asking: AskConfig) -> None:
-        self.result.append(ask(self.annotator, TASK, pairs, show, asking, self.log))
-
-    def kept(self) -> list[tuple[str, int, str]]:
-        """Annotator, answer and record of what is on the disk, in the order of the answers."""
-        other = AnswerLog(self.log.path)
-        rows = other._database.execute("SELECT annotator, answer, record FROM answers ORDER BY at").fetchall()
-        other.close()
-        return rows
-
-    def done(self) -> Answers:
-        self._thread.join(20)
-        return self.result[0]
-
-    def post(self, route: str, **fields: Any) -> tuple[int, Any]:
-        return post(self.annotator.server.server_port, route, fields)
-
-    def look(self, name: str) -> dict[str, Any]:
-        """What `name` sees as soon as it is not waiting."""
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            status, view = self.post("look", name=name)
-            assert status == 200, view
-            if view["state"] != "wait":
-                return view
-            time.sleep(0.01)
-        raise TimeoutError(view)
-
-    def say(self, name: str, answer: str) -> tuple[int, int]:
-        """Answer whatever `name` is shown; the rows that it was."""
-        view = self.look(name)
-        rows = self.rows_shown(view)
-        status, after = self.post("answer", name=name, question=view["question"]["id"], answer=answer, seconds=1.5)
-        assert status == 200, after
-        return rows
-
-    def rows_shown(self, view: dict[str, Any]) -> tuple[int, int]:
-        """The rows of the two segments, read from the pictures."""
-        found = []
-        for side in ("left", "right"):
-            status, data = get(self.annotator.server.server_port, f"/picture/{view['question']['id']}/{side}")
-            assert status == 200
-            found.append(int(np.asarray(Image.open(io.BytesIO(data)))[0, 0, 0]))
-        return found[0], found[1]
-
-
-def post(port: int, route: str, fields: Any, **headers: str) -> tuple[int, Any]:
-    status, data, _ = talk(port, "POST", f"/{route}", json.dumps(fields).encode(), headers)
-    return status, json.loads(data) if status == 200 else data.decode()
-
-
-def get(port: int, path: str, **headers: str) -> tuple[int, bytes]:
-    status, data, _ = talk(port, "GET", path, None, headers)
-    return status, data
-
-
-def talk(
-    port: int, method: str, path: str, body: bytes | None, headers: dict[str, str]
-) -> tuple[int, bytes, http.client.HTTPMessage]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    base = {"Host": f"127.0.0.1:{port}"}
-    base["Origin"] = f"http://{headers.get('Host', base['Host'])}"
-    base["Content-Type"] = "application/json"
-    connection.request(method, path, body, {**base, **headers})
-    response = connection.getresponse()
-    data = response.read()
-    connection.close()
-    return response.status, data, response.headers
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    made: list[Run] = []
-
-    def make(pairs: int | np.ndarray = 6, asking: AskConfig | None = None, name: str = "", **settings: Any) -> Run:
-        what = pairs_of(pairs) if isinstance(pairs, int) else pairs
-        made.append(Run(tmp_path, what, asking or AskConfig(both_orders=0.0), name, **settings))
-        return made[-1]
-
-    yield make
-    for run in made:
-        run.annotator.stop()
-        run.annotator.close()
+    with making_runs(tmp_path) as make:
+        yield make
 
 
 def test_what_is_said_is_kept_before_the_next_pair_and_comes_back_as_it_was_shown(runs: Callable[..., Run]) -> None:
@@ -405,179 +298,6 @@ def test_a_run_that_was_killed_or_interrupted_goes_on_with_the_next_pair(tmp_pat
     assert process.returncode == 0
 
 
-ROUTES = [
-    ("GET", "/"), ("HEAD", "/"), ("GET", "/picture/abcdefgh/left"), ("GET", "/absent"), ("GET", "/../answers.sqlite"),
-    ("POST", "/look"), ("POST", "/answer"), ("POST", "/undo"), ("POST", "/finish"), ("POST", "/absent"), ("POST", "/"),
-    ("PUT", "/look"), ("DELETE", "/"), ("OPTIONS", "/look"), ("PATCH", "/answer"), ("TRACE", "/"), ("BREW", "/"),
-]  # fmt: skip
-
-
-@pytest.fixture
-def guarded(runs: Callable[..., Run]) -> Run:
-    """A page that the network may reach."""
-    return runs(4, listen="0.0.0.0")
-
-
-@pytest.mark.parametrize("token", ["none", "wrong", "part", "another page's"])
-def test_nothing_is_said_without_the_token_beyond_loopback(guarded: Run, token: str) -> None:
-    server = guarded.annotator.server
-    right, port = server.token, server.server_port
-    assert len(right) == 32
-    assert server.url.endswith(f":{port}/?token={right}")
-    given = {"none": "", "wrong": "x" * 32, "part": right[:-1], "another page's": right}[token]
-    cookie = "embodied_1" if token == "another page's" else server.cookie
-    shown = "" if token == "another page's" else given
-    view = guarded.annotator.look("Ada")
-    routes = [*ROUTES, ("GET", f"/picture/{view['question']['id']}/left")] if "question" in view else ROUTES
-    said = {"name": "Ada", "question": "", "answer": "first", "seconds": 1}
-    for method, path in routes:
-        for extra in ("", f"?token={shown}"):
-            headers = {"Cookie": f"{cookie}={given}"} if given else {}
-            status, data, found = talk(port, method, path + extra, json.dumps(said).encode(), headers)
-            assert status == 403, (method, path, extra)
-            assert data == (b"" if method == "HEAD" else b"Forbidden")
-            assert "Set-Cookie" not in found
-    assert guarded.kept() == []
-    assert "Bob" not in guarded.annotator._people
-
-
-def test_the_token_is_shown_once_and_then_a_cookie(guarded: Run) -> None:
-    server = guarded.annotator.server
-    port, token = server.server_port, server.token
-    guarded.annotator.look("Ada")
-    for path in ("/look", "/answer", "/absent"):
-        assert talk(port, "POST", f"{path}?token={token}", b"{}", {})[0] == 403, "only the page takes it"
-    status, data, headers = talk(port, "GET", f"/?token={token}", None, {})
-    assert (status, b"Which shows more?" in data) == (200, True)
-    assert headers["Set-Cookie"] == f"{server.cookie}={token}; Path=/; HttpOnly; SameSite=Strict"
-    held = {"Cookie": f'other="a; b; {server.cookie}={token}; last=1'}
-    assert talk(port, "GET", "/", None, held)[0] == 200, "whatever other programs of this host keep in cookies"
-    assert post(port, "look", {"name": "Ada"}, **held)[0] == 200
-    for host in ("192.168.1.20:80", "[fe80::1]:80", "localhost", socket.gethostname()):
-        assert talk(port, "GET", "/", None, held | {"Host": host})[0] == 200, host
-    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "", "[::1", "a b", "127.0.0.1@evil"):
-        assert talk(port, "GET", "/", None, held | {"Host": host})[0] == 403, host
-
-
-def test_no_other_site_can_read_or_speak_on_loopback(runs: Callable[..., Run]) -> None:
-    run = runs(4)
-    port = run.annotator.server.server_port
-    view = run.look("Ada")
-    own = f"http://127.0.0.1:{port}"
-    for host in ("evil.example", f"evil.example:{port}", "192.168.1.20", "169.254.0.1:80", socket.gethostname(), ""):
-        if host == "localhost":
-            continue
-        assert talk(port, "GET", "/", None, {"Host": host})[0] == 403, "a name that somebody points at us"
-        assert talk(port, "POST", "/look", b'{"name": "Ada"}', {"Host": host})[0] == 403
-    said = {"name": "Ada", "question": view["question"]["id"], "answer": "first", "seconds": 1}
-    for origin in ("http://evil.example", "null", "", own + "0", own.replace("http", "https"), "http://127.0.0.1"):
-        assert post(port, "answer", said, Origin=origin)[0] == 403, origin
-    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "", "application/jsonp"):
-        assert post(port, "answer", said, **{"Content-Type": kind})[0] == 415, kind
-    assert run.kept() == []
-    for path in ("/etc/passwd", "/../../etc/passwd", "/vlm_rewards/ask.py", "/%2e%2e/", "//evil.example/", "/picture/"):
-        assert get(port, path)[0] == 404, path
-    for path in (f"/picture/{view['question']['id']}/both", "/picture/" + "A" * 16 + "/left", "/picture/../left"):
-        assert get(port, path)[0] == 404, path
-    assert talk(port, "PUT", "/look", b"{}", {})[0] == 405
-    status, page, headers = talk(port, "GET", "/", None, {"Host": f"localhost:{port + 1}"})
-    assert status == 200, "as through a tunnel"
-    policy = headers["Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'sha256-")
-    assert "unsafe" not in policy
-    assert "frame-ancestors 'none'" in policy
-    assert headers["Referrer-Policy"] == "no-referrer"
-    assert headers["Cache-Control"] == "no-store"
-    assert "Python" not in headers["Server"]
-    assert "Access-Control-Allow-Origin" not in headers
-    for text in (b"http://", b"https://", b"//cdn", b"@import", b"eval("):
-        assert text not in page, "nothing comes from elsewhere"
-
-
-def garbage(rng: random.Random, view: dict[str, Any]) -> bytes:
-    """A body that is no valid answer: noise, or a valid one with something wrong."""
-    kind = rng.randrange(6)
-    if kind == 0:
-        return rng.randbytes(rng.randrange(200))
-    said: dict[str, Any] = {"name": "Ada", "question": view["question"]["id"], "answer": "first", "seconds": 1.0}
-    odd: list[Any] = [
-        None, True, -1, 1e308, 10**300, float("nan"), float("inf"), [], {}, "", "x" * 50, "\ud800", "\x00", "first\n",
-        ["first"], {"a": 1}, 0, 1, "FIRST", "skip",
-    ]  # fmt: skip
-    if kind == 1:
-        key = rng.choice(list(said))
-        said[key] = rng.choice(odd[1:] if key != "seconds" else [value for value in odd if value not in (0, 1)])
-        if key == "seconds" and type(said[key]) in (int, float) and 0 <= said[key] < 1e9:
-            said[key] = "1"
-        if key == "name":  # a name is a name: then somebody else answers Ada's question
-            said["name"] = rng.choice(["Bob", *odd])
-        return json.dumps(said).encode()
-    if kind == 2:
-        del said[rng.choice(list(said))]
-        return json.dumps(said).encode()
-    if kind == 3:
-        said["question"] = "".join(rng.choice("abcXYZ019-_") for _ in range(16))
-        return json.dumps(said).encode()
-    if kind == 4:
-        text = bytearray(json.dumps(said).encode())
-        for _ in range(rng.randrange(1, 4)):
-            text[rng.randrange(len(text))] = rng.choice(b'{}[]",:\\\x00\xff')
-        return bytes(text) if text != json.dumps(said).encode() else b""
-    return rng.choice(
-        [b"[" * 4000, b'{"name":' * 400, b"9" * 4000, b"null", b'"', b"\xef\xbb\xbf{}", b"{}", b"x" * 9000]
-    )
-
-
-def test_no_malformed_message_crashes_or_is_recorded(
-    runs: Callable[..., Run], capfd: pytest.CaptureFixture[str]
-) -> None:
-    run, rng = runs(4), random.Random(3)
-    port, view = run.annotator.server.server_port, run.look("Ada")
-    routes = ("/answer", "/answer", "/answer", "/undo", "/nothing")
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    headers = {"Origin": f"http://127.0.0.1:{port}", "Content-Type": "application/json"}
-    statuses: dict[int, int] = {}
-    for number in range(2000):
-        body = garbage(rng, view)
-        route = rng.choice(routes)
-        connection.request("POST", route, body, headers)
-        response = connection.getresponse()
-        response.read()
-        statuses[response.status] = statuses.get(response.status, 0) + 1
-        assert response.status in (400, 404, 409, 413), (route, body, number)
-    assert statuses[400] > 500
-    assert statuses[409] > 100
-    connection.close()
-    for _ in range(200):
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as raw:
-            raw.sendall(rng.choice([b"", b"POST /answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: "]))
-            raw.sendall(
-                rng.choice([rng.randbytes(60), b"-1\r\n\r\n", b"5\r\n\r\n{", b"1\r\nContent-Length: 2\r\n\r\n{}"])
-            )
-            raw.shutdown(socket.SHUT_WR)
-            while raw.recv(4096):
-                pass
-    assert run.kept() == []
-    assert run.look("Ada")["question"]["id"] == view["question"]["id"]
-    assert run.annotator._people.keys() == {"Ada"}
-    assert "Traceback" not in capfd.readouterr().err
-    run.say("Ada", "second")
-    assert [row[:2] for row in run.kept()] == [("human:Ada", 1)]
-
-
-def test_idle_connections_do_not_keep_people_out(runs: Callable[..., Run]) -> None:
-    run = runs(4)
-    port = run.annotator.server.server_port
-    idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
-    assert run.look("Ada")["state"] == "ask"
-    idle += [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
-    time.sleep(0.3)
-    assert threading.active_count() < human_server.MAX_CONNECTIONS + 60
-    for connection in idle:
-        connection.close()
-    assert run.look("Ada")["state"] == "ask"
-
-
 def test_a_full_disk_records_nothing_and_says_so(runs: Callable[..., Run], monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs(4)
     view = run.look("Ada")
@@ -625,28 +345,6 @@ def test_closing_says_goodbye_and_frees_the_port(runs: Callable[..., Run]) -> No
     assert (late.answer, late.final) == (Answer.ABSTAINED, False)
     with socket.create_server(("127.0.0.1", port)):
         pass
-
-
-def test_all_frames_of_a_clip_are_in_its_picture() -> None:
-    frames = np.random.default_rng(0).integers(0, 255, (23, 20, 30, 3), dtype=np.uint8)
-    kind, data = sprite(frames)
-    layout, sheet = sprite_layout(23, 20, 30), np.asarray(Image.open(io.BytesIO(data)))
-    assert kind == "image/png"
-    assert (layout["width"], layout["height"]) == (30, 20)
-    for index, frame in enumerate(frames):
-        y, x = index // layout["columns"] * 20, index % layout["columns"] * 30
-        np.testing.assert_array_equal(sheet[y : y + 20, x : x + 30], frame)
-    for count, height, width in ((1, 64, 64), (1, 6000, 4000), (500, 480, 640), (3, 10, 4000), (1000, 84, 84)):
-        layout = sprite_layout(count, height, width)
-        assert layout["columns"] * layout["width"] <= human_server.MAX_SIDE
-        assert -(-count // layout["columns"]) * layout["height"] <= human_server.MAX_SIDE
-        assert layout["width"] / layout["height"] == pytest.approx(width / height, rel=0.1)
-    big = np.zeros((60, 240, 320, 3), np.uint8) + np.arange(60, dtype=np.uint8)[:, None, None, None] * 4
-    kind, data = sprite(big)
-    layout, sheet = sprite_layout(60, 240, 320), np.asarray(Image.open(io.BytesIO(data)))
-    assert kind == "image/jpeg"
-    middle = sheet[layout["height"] // 2 :: layout["height"], layout["width"] // 2 :: layout["width"], 0].ravel()[:60]
-    np.testing.assert_allclose(middle, np.arange(60) * 4, atol=2)
 
 
 @pytest.mark.parametrize(
