@@ -41,6 +41,8 @@ def write_page(path: Path, store: Any, preferences: Any, name: str) -> None:
         page.tile(_share(held["correct"], held["pairs"]), "of held-out pairs the reward model gets right")
     page.section("Answers", _answers(preferences), *_abstentions(record))
     page.section("Does it like one side?", *_position(record["position_bias"]))
+    if others := _agreement(store, preferences, name):
+        page.section("Does it agree with others?", *others)
     truth = _truth(store)
     if truth is not None:
         page.section("Against the truth", *_against_truth(preferences, truth))
@@ -89,6 +91,32 @@ def _position(bias: Mapping[str, int]) -> list[str]:
             paragraph(f"Of {bias['both_orders']} pairs answered in both orders, {share} were judged alike in both.")
         )
     return parts
+
+
+def _agreement(store: Any, preferences: Any, name: str) -> list[str]:
+    """Agreement with the store's other sets about the same pairs, joined by the segments' rows."""
+    from embodied.datasets.preferences import preference_names, read_preferences
+    from embodied.vlm_rewards.preference_files import PairLabels
+    from embodied.vlm_rewards.preference_report import agreement
+
+    def labels(found: Any) -> PairLabels:
+        return PairLabels(found.first[:, None], found.second[:, None], found.answer)
+
+    rows = []
+    for other in preference_names(store):
+        found = read_preferences(store, other)
+        if other == name or found.length != preferences.length:
+            continue
+        counted = agreement(labels(preferences), labels(found))
+        if counted["pairs"]:
+            share = _share(counted["agree"], counted["both_decided"])
+            rows.append(
+                [other, ", ".join(found.annotators), str(counted["pairs"]), str(counted["both_decided"]), share]
+            )
+    if not rows:
+        return []
+    head = ["set", "annotators", "pairs in both", "decided in both", "agree"]
+    return [table(head, rows, numbers=(2, 3, 4))]
 
 
 def _truth(store: Any) -> np.ndarray | None:

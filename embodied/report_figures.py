@@ -245,7 +245,7 @@ def calibration(bins: Sequence[Sequence[float]]) -> str:
         bins: [confidence, accuracy, count] of each.
     """
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(WIDTH * 0.5, 3.2))
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 2.8))
     axes.plot([0.5, 1], [0.5, 1], color=MUTED, linewidth=0.9, linestyle=":")
     confidence, accuracy, count = np.array(bins, float).T
     axes.plot(confidence, accuracy, color=COLOURS[0], linewidth=1.0, alpha=0.5)
@@ -266,15 +266,15 @@ def accuracy_by_difficulty(bins: Sequence[Mapping[str, Any]], intervals: Sequenc
         intervals: of correct / decided.
     """
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(WIDTH * 0.6, 2.8))
+    figure, axes = pyplot.subplots(figsize=(WIDTH, 2.4))
     for place, (part, (low, high)) in enumerate(zip(bins, intervals, strict=True)):
         share = part["correct"] / max(part["decided"], 1)
         axes.bar(place, share, width=0.62, color=COLOURS[0], alpha=0.85)
         axes.plot([place, place], [low, high], color=INK, linewidth=1.4)
     axes.axhline(0.5, color=MUTED, linewidth=0.9, linestyle=":")
-    axes.set_xticks(range(len(bins)), [f"{part['low']:.2g} to {part['high']:.2g}" for part in bins])
+    axes.set_xticks(range(len(bins)), [f"up to {part['high']:.2g}" for part in bins])
     axes.set(ylim=(0, 1.05))
-    axes.set_xlabel("true difference between the two segments")
+    axes.set_xlabel("true difference between the two segments, the hardest first")
     axes.set_ylabel("right, of decided pairs")
     axes.grid(axis="x", visible=False)
     return _svg(figure)

@@ -98,11 +98,15 @@ def test_a_run_that_ended_after_asking_goes_on_without_asking(
         assert len(peer.requests) == asked
         assert result["fit"]["held_out"]["pairs"] == 4
     code, result, _ = run(
-        store, capsys, "--name", "q", "--task", "to be bright", "--annotator", f"openai:m@{peer.url}", "--pairs", "30",
+        store, capsys, "--name", "q", "--report", str(Path(store.path).parent / "q.html"),
+        "--task", "to be bright", "--annotator", f"openai:m@{peer.url}", "--pairs", "30",
         "--inputs", "none", "--ask", "stages", "one",
     )  # fmt: skip
     assert code == 0
     assert result["preferences"]["counts"]["found"] == asked, "the server is gone; every answer is known"
+    page = (Path(store.path).parent / "q.html").read_text()
+    assert "Does it agree with others?" in page
+    assert "100 % [" in page
 
 
 def test_what_a_model_sees_decides(store: EpisodeStore, capsys: pytest.CaptureFixture[str]) -> None:

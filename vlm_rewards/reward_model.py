@@ -310,7 +310,7 @@ def calibrate(model: RewardModel, inputs: Rows, pairs: Pairs) -> float:
     if len(signed) < 10:
         return 1.0
     found: Any = minimize_scalar(
-        lambda log_t: float(np.logaddexp(0, -signed / np.exp(log_t)).mean()), bounds=(-5.0, 5.0), method="bounded"
+        lambda log_t: float(np.logaddexp(0, -signed / np.exp(log_t)).mean()), bounds=(-12.0, 8.0), method="bounded"
     )
     return float(np.exp(found.x))
 
