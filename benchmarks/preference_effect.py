@@ -328,7 +328,7 @@ def parse() -> tuple[argparse.Namespace, Settings]:
     parser.add_argument(
         "--work",
         type=Path,
-        default=Path("preference-effect"),
+        default=Path("build/preference-effect"),
         help="keeps data and cells; another after a change of code",
     )
     parser.add_argument("--seeds", type=int, default=5)
