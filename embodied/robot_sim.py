@@ -33,19 +33,19 @@ class RobotSim:
     Attributes:
         profile: robot profile: a shipped name or a YAML file.
         model: robosuite/Lift, panda, ur5e, xarm7 or stand-in.
-        urdf: the arm's URDF, instead of the profile's.
+        urdf: instead of the profile's own.
         scene: folder with scene.xml and scene.json instead.
         cameras: that publish, instead of all.
         image_size: height and width [px].
-        state_rate: joint states per second, else the profile's.
-        camera_rate: images per second, else the profile's.
+        state_rate: joint states per second.
+        camera_rate: images per second.
         real_time_factor: seconds of physics per second.
         use_sim_time: stamp with physics time and publish it on /clock.
-        state_style: of separate-gripper, nan-effort, no-velocity, shuffled.
+        state_style: separate-gripper, nan-effort, no-velocity, shuffled.
         seed: of the state that the scene starts in, and of faults.
         log: file that gets every control step.
         transport: auto, dds or rclpy.
-        domain: ROS domain, else ROS_DOMAIN_ID or 0.
+        domain: ROS domain.
         discovery: localhost, or subnet.
     """
 

@@ -247,7 +247,8 @@ def test_killed_at_random_moments_it_resumes_and_keeps_its_budget(tmp_path: Path
         assert again <= 3 * kills
         answers, spending = put(peer, tmp_path, budget={"max_calls": 200})
         assert (decide(answers.votes)[0] == TRUTH).all()
-        assert spending.spent()[0] == len(peer.requests) <= 200
+        # A call is entered before it is sent: one that was killed in between counts without a request.
+        assert len(peer.requests) <= spending.spent()[0] <= min(200, len(peer.requests) + 3 * kills)
 
 
 def test_bad_settings_are_refused_by_name() -> None:
