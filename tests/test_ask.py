@@ -260,6 +260,15 @@ def test_the_scripted_annotator_is_the_same_in_either_order_and_at_any_time() ->
         assert annotator.compare("t", show(a, False), show(b, False)) == one
 
 
+def test_two_truths_never_share_an_answer(tmp_path: Path) -> None:
+    """Rows of one store mean other frames in another: a log that both use must keep them apart."""
+    log, pairs = AnswerLog(tmp_path / "a.sqlite"), some_pairs(20)
+    upward = ask(ScriptedAnnotator(REWARD, ScriptedConfig(), "truth"), "t", pairs, show, AskConfig(), log)
+    downward = ask(ScriptedAnnotator(-REWARD, ScriptedConfig(), "truth"), "t", pairs, show, AskConfig(), log)
+    assert downward.found == 0
+    np.testing.assert_array_equal(decide(downward.votes)[0], 1 - decide(upward.votes)[0])
+
+
 def test_myopia_sees_the_end() -> None:
     reward = np.zeros(20)
     reward[0], reward[12] = 1.0, 0.8  # first segment: a high start; second: a lower end

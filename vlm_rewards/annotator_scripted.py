@@ -4,6 +4,7 @@ B-Pref (Lee et al. 2021, "B-Pref: Benchmarking Preference-Based Reinforcement Le
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,7 +52,8 @@ class ScriptedAnnotator:
         self._reward, self._config = np.asarray(reward, np.float64), config
         self.name = f"scripted:{source}"
         settings = {key: repr(value) for key, value in dataclasses.asdict(config).items()}
-        self.identity: Mapping[str, Any] = {"annotator": "scripted", "source": source, **settings}
+        truth = hashlib.sha256(np.ascontiguousarray(self._reward).tobytes()).hexdigest()  # rows mean others elsewhere
+        self.identity: Mapping[str, Any] = {"annotator": "scripted", "source": source, "truth": truth, **settings}
 
     def compare(self, task: str, first: Segment, second: Segment, sample: int = 0) -> Verdict:
         del task

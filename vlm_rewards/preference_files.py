@@ -5,6 +5,7 @@ Pairs are joined by key, never by row: two files of the same pairs often list th
 
 import csv
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -177,8 +178,10 @@ class FileAnnotator:
         if labels.segments is not None:
             raise InputError(f"{path} holds segments of its own; they do not belong to a store's rows.")
         self.name = f"file:{path.name}#{who}"
-        self.identity: Mapping[str, Any] = {"annotator": "file", "sha256": hash_file(path), "who": who}
         self.pairs = np.stack([_rows(labels.first, steps, starts, path), _rows(labels.second, steps, starts, path)], 1)
+        rows = hashlib.sha256(np.ascontiguousarray(self.pairs).tobytes()).hexdigest()  # of this store: others elsewhere
+        identity = {"annotator": "file", "sha256": hash_file(path), "who": who, "rows": rows}
+        self.identity: Mapping[str, Any] = identity
         self._answer = {(int(a), int(b)): Answer(c) for (a, b), c in zip(self.pairs, labels.answer, strict=True)}
 
     def compare(self, task: str, first: Segment, second: Segment, sample: int = 0) -> Verdict:
