@@ -169,7 +169,7 @@ def request(machine: Machine, mode: str, inputs: Inputs, config: Safety, obstacl
         if inputs.estop:
             return machine, inputs.estop
         return enter(machine, State.INACTIVE, Cause.OPERATOR, "operator", inputs.now), ""
-    return machine, f"'{mode}' is none of {', '.join(MODES)}"
+    return machine, f"'{mode[:40]}' is none of {', '.join(MODES)}"
 
 
 def _arm(machine: Machine, inputs: Inputs, config: Safety, obstacle: str) -> tuple[Machine, str]:

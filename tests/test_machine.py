@@ -149,6 +149,12 @@ def test_an_arm_that_does_not_follow_is_held_and_then_stopped() -> None:
     assert watch(at(S.HOLD, Cause.POLICY, since=1.0), GOOD, CONFIG).state is S.HOLD
 
 
+def test_an_unknown_mode_is_not_echoed_at_full_length() -> None:
+    machine, refusal = request(at(S.RUNNING), "x" * 100_000, GOOD, CONFIG)
+    assert machine.state is S.RUNNING
+    assert refusal == f"'{'x' * 40}' is none of {', '.join(MODES)}"
+
+
 def test_a_machine_is_a_value() -> None:
     machine = at(S.RUNNING)
     enter(machine, S.STOPPED, Cause.OPERATOR, "x", 1.0)
