@@ -14,8 +14,9 @@ A training seed stands for the whole chain: pairs, mistakes, reward model, polic
 stack, each with its own rewards, and are evaluated in the same initial states, none of which is in the data.
 
 Data (what each behaviour does stands in sim/):
-    random   `wander`: the hand goes from one random point to the next and never looks at the object. Uniform actions
-             never touch it; nothing can be learned from them by any reward.
+    random   the hand goes from one random point to the next, and succeeds by accident, at times. In
+             drawer-open these points lie around the drawer (`wander`); in Lift a third of them lie at the cube, and the
+             gripper closes as it likes (`play`). Uniform actions never touch either object: no reward learns from them.
     medium   `scripted`: a mixture in which about a fifth succeeds, the rest misses, lets go, fumbles or wanders.
     expert   `expert`: the scripted policy under a small disturbance.
 
@@ -47,7 +48,7 @@ from embodied.sim.evaluate import evaluate
 from embodied.sim.suites import true_reward
 from embodied.statistics import difference, over_seeds
 
-QUALITIES = {"random": "wander", "medium": "scripted", "expert": "expert"}  # -> behaviour of `sim collect`
+QUALITIES = ("random", "medium", "expert")
 REWARDS = ("true", "error_0", "error_10", "error_25", "error_50", "average", "bc")
 ORDER = ("true", "error_0", "bc", "average", "error_25", "error_50", "error_10")  # within a quality
 FIRST_STATE = 1_000_000  # seed of the first initial state of evaluation; data have seeds below
@@ -55,18 +56,19 @@ FIRST_STATE = 1_000_000  # seed of the first initial state of evaluation; data h
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What differs between environments. keys: what policy and reward model see."""
+    """What differs between environments. keys: what policy and reward model see; aimless: behaviour of random data."""
 
     keys: tuple[str, ...]
     sentence: str
     episodes: int
+    aimless: str
 
 
 LIFT_KEYS = ("joint_position", "joint_velocity", "gripper_position", "joint_target")
 TASKS = {
-    "metaworld/drawer-open": Task(("state",), "to open the drawer", 400),
+    "metaworld/drawer-open": Task(("state",), "to open the drawer", 400, "wander"),
     "robosuite/Lift": Task(
-        (*LIFT_KEYS, "cube_position", "eef_position", "cube_grasped"), "to lift the cube off the table", 1000
+        (*LIFT_KEYS, "cube_position", "eef_position", "cube_grasped"), "to lift the cube off the table", 1000, "play"
     ),
 }
 
@@ -95,10 +97,9 @@ def data_of(settings: Settings, quality: str, work: Path, workers: int, progress
     path = work / "data" / f"{name}-{quality}-{settings.episodes}{'-pixels' if views else ''}"
     if path.exists():
         return EpisodeStore(path)
-    first = list(QUALITIES).index(quality) * 100_000
-    return collect(
-        settings.env, path, QUALITIES[quality], settings.episodes, views, size, first, workers, progress=progress
-    )
+    first = QUALITIES.index(quality) * 100_000
+    behaviour = {"random": TASKS[settings.env].aimless, "medium": "scripted", "expert": "expert"}[quality]
+    return collect(settings.env, path, behaviour, settings.episodes, views, size, first, workers, progress=progress)
 
 
 def learned_reward(
@@ -337,7 +338,7 @@ def parse() -> tuple[argparse.Namespace, Settings]:
     parser.add_argument("--steps", type=int, default=50_000, help="of training; the paper's are 200,000")
     parser.add_argument("--states", type=int, default=100, help="initial states that every seed is evaluated in")
     parser.add_argument("--inputs", choices=("state", "pixels"), default="state", help="of the reward model")
-    parser.add_argument("--qualities", nargs="+", choices=QUALITIES, default=list(QUALITIES), help="run these only")
+    parser.add_argument("--qualities", nargs="+", choices=QUALITIES, default=QUALITIES, help="run these only")
     parser.add_argument("--rewards", nargs="+", choices=REWARDS, default=list(ORDER), help="run these only")
     parser.add_argument("--workers", type=int, default=0, help="simulator processes; 0: one per core")
     parser.add_argument("--device", default="cpu", help="of training")

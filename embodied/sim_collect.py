@@ -18,7 +18,7 @@ class SimCollect:
     Attributes:
         env: environment, for example robosuite/Lift.
         store: EpisodeStore to make; must not exist.
-        policy: scripted (a mixture, a minority succeeds), expert, random, or the folder of a policy bundle.
+        policy: scripted (a mixture, a minority succeeds), expert, wander, play, random, or the folder of a bundle.
         episodes: how many.
         cameras: whose frames to keep.
         image_size: height and width of the frames [px].

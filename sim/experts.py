@@ -29,7 +29,8 @@ class Behaviour:
         noise: standard deviation of the correlated disturbance on the hand's motion, in steps of MAX_STEP.
         slip: probability per step that the gripper command is flipped for three steps.
         drop_height: the gripper opens when it has carried the cube this far up [m]; infinite: never.
-        aimless: the hand wanders between random points and never looks at the cube.
+        aimless: the hand wanders between random points, opening and closing as it likes.
+        curious: probability that a wandering hand's next point is the cube, about; 0: it never looks at the cube.
         speed: factor on MAX_STEP.
     """
 
@@ -38,6 +39,7 @@ class Behaviour:
     slip: float = 0.0
     drop_height: float = np.inf
     aimless: bool = False
+    curious: float = 0.0
     speed: float = 1.0
 
 
@@ -48,6 +50,7 @@ BEHAVIOURS: dict[str, Behaviour] = {
     "drop": Behaviour(drop_height=0.003, speed=0.35),
     "fumble": Behaviour(noise=0.5, slip=0.15, speed=0.8),
     "wander": Behaviour(noise=0.3, slip=0.05, aimless=True),
+    "play": Behaviour(noise=0.3, aimless=True, curious=0.3),
 }
 MIXTURE: dict[str, float] = {"expert": 0.20, "miss": 0.35, "drop": 0.10, "fumble": 0.15, "wander": 0.20}
 
@@ -72,7 +75,7 @@ class ScriptedPolicy:
         self._behaviour = BEHAVIOURS[name]
         self._offset = np.array([*self._behaviour.offset, 0.0])
         self._disturbance = np.zeros(3)
-        self._flipped, self._closing, self._opening, self._point = 0, 0, 0, None
+        self._flipped, self._closing, self._opening, self._pause, self._point = 0, 0, 0, 0, None
         return name
 
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -118,9 +121,15 @@ class ScriptedPolicy:
     def _wander(self) -> tuple[np.ndarray, bool]:
         env, rng = self._env, self._rng
         hand = env.data.site_xpos[env.grip_site]
+        if self._pause:  # fingers need time to close on what lies between them
+            self._pause -= 1
+            return np.zeros(3), self._grip
         if self._point is None or np.linalg.norm(self._point - hand) < 0.02 or rng.random() < 0.05:
             self._point = rng.uniform([-0.14, -0.12, 0.83], [0.10, 0.12, 1.05])
             self._grip = bool(rng.random() < 0.4)
+            if self._behaviour.curious and rng.random() < self._behaviour.curious:
+                self._point = env.data.xpos[env.cube_body] + rng.normal(0.0, 0.01, 3)
+            self._pause = 3 if self._behaviour.curious and self._grip else 0
         return self._point - hand, self._grip
 
     def _joint_step(self, motion: np.ndarray) -> np.ndarray:

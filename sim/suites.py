@@ -52,6 +52,7 @@ ENVIRONMENTS: dict[str, Environment] = {
             "expert": experts.ScriptedExpert,
             "random": experts.RandomPolicy,
             "wander": functools.partial(experts.ScriptedPolicy, behaviour="wander"),
+            "play": functools.partial(experts.ScriptedPolicy, behaviour="play"),
         },
         truth_keys=robosuite_lift.REWARD_KEYS,
         true_reward=robosuite_lift.shaped_reward,

@@ -151,3 +151,18 @@ def test_progress_rises_from_reach_to_lift():
     assert progress[-1] == pytest.approx(1.0)
     assert lift.is_success(cube).tolist() == [False, False, False, True, True]
     assert lift.shaped_reward(cube, hand, grasped)[2] == pytest.approx((1 + 0.25) / 2.25)
+
+
+def test_play_touches_the_cube_and_lifts_it_only_by_accident(env):
+    play = ScriptedPolicy(env, "play")
+    grasped, lifted = 0, 0
+    for seed in range(24):
+        env.reset(seed)
+        assert play.reset(seed) == "play"
+        held, done, info = False, False, {}
+        while not done:
+            _, _, _, done, info = env.step(play.act({}))
+            held |= env.grasped()
+        grasped, lifted = grasped + held, lifted + info["success"]
+    assert 6 <= grasped <= 18
+    assert lifted <= 4
