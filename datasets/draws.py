@@ -14,6 +14,10 @@ class Stream(enum.IntEnum):
     SEGMENTS = 3
     QUANTILES = 4
     CROPS = 7
+    NOISE = 20
+    DYNAMICS = 21
+    ROLLOUTS = 22
+    ROLLOUT_ROWS = 23
 
 
 def philox(seed: int, step: int, stream: Stream) -> np.random.Generator:
