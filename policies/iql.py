@@ -15,9 +15,10 @@ from torch import Tensor
 from embodied.contracts.batch import Batch
 from embodied.policies.bundle import unstack
 from embodied.policies.configure import Count, Nonnegative, Positive, Share
+from embodied.policies.critics import make_critic, value_head
 from embodied.policies.loop import Adam, load_module, module_tensors, update_target
 from embodied.policies.losses import advantage_weight, expectile_loss, gaussian_log_prob, td_target
-from embodied.policies.networks import Actor, Critic, Value, clip_actions, generators
+from embodied.policies.networks import Actor, Value, clip_actions, generators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class IQLConfig:
     hidden_sizes: of actor, value and critic.
     batch_size: B, per seed.
     reward_normalization: see `normalize_rewards`; `reward_quantiles` belongs to its `quantile`.
+    value_head: of the critics, `mse` or `hl_gauss`, see `critics.py`; the state value stays a number.
+    value_bins, value_sigma, value_support: of `hl_gauss`; sigma in bins; low and high end, by default from the returns.
     """
 
     discount: Share = 0.99
@@ -44,6 +47,10 @@ class IQLConfig:
     batch_size: Count = 256
     reward_normalization: str = "none"
     reward_quantiles: tuple[Share, Share] = (0.01, 0.99)
+    value_head: str = "mse"
+    value_bins: Count = 101
+    value_sigma: Positive = 0.75
+    value_support: tuple[float, ...] = ()
 
 
 PRESETS: dict[str, IQLConfig] = {
@@ -73,7 +80,7 @@ class IQL:
         draws = generators(seeds)
         sizes = config.hidden_sizes
         self.actor = Actor(draws, observation_size, action_size, sizes).to(device)
-        self.critic = Critic(draws, observation_size, action_size, sizes).to(device)
+        self.critic = make_critic(value_head(config), draws, observation_size, action_size, sizes).to(device)
         self.value = Value(draws, observation_size, sizes).to(device)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_optimizer = Adam(self.actor, config.learning_rate)
@@ -94,8 +101,7 @@ class IQL:
     def critic_loss(self, batch: Batch, next_value: Tensor) -> Tensor:
         """(S,) mean over B of sum over critics of (Q - r - discount * mask * V(s'))^2. `next_value`: (S, B)."""
         y = td_target(batch["rewards"], batch["masks"], next_value, self.config.discount)  # (S, B)
-        q = self.critic(batch["observations"], clip_actions(batch["actions"]))  # (S, E, B)
-        return (q - y.unsqueeze(1)).square().mean(-1).sum(-1)
+        return self.critic.loss(batch["observations"], clip_actions(batch["actions"]), y).sum(-1)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step, in the authors' order. Losses are summed over seeds: each network's gradient is that of its own.
@@ -129,6 +135,7 @@ class IQL:
             "value": value.detach().mean(-1),
             "advantage": advantage.mean(-1),
             "weight": weight.mean(-1),
+            **self.critic.report(td_target(batch["rewards"], batch["masks"], next_value, self.config.discount)),
         }
 
     def actor_state(self, index: int) -> dict[str, Tensor]:

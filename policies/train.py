@@ -15,6 +15,7 @@ from embodied.datasets.resident import transition_batches
 from embodied.policies import bc, iql
 from embodied.policies.bundle import PolicyContract, save_policy
 from embodied.policies.configure import configure
+from embodied.policies.critics import with_support
 from embodied.policies.loop import Progress, run_loop
 from embodied.policies.networks import ImageEncoder
 from embodied.policies.normalize import apply_statistics, fit_statistics, normalize_rewards
@@ -173,6 +174,7 @@ def train(
         reward, reward_record = normalize_rewards(
             data.reward, config.reward_normalization, data.episode, config.reward_quantiles
         )
+        config = with_support(config, reward, data)
     learner = learner_class(config, seeds, data.observations.shape[1], data.actions.shape[1], steps, device)
     identity = {
         "learner": learner_name,
