@@ -14,6 +14,8 @@ class Stream(enum.IntEnum):
     SEGMENTS = 3
     QUANTILES = 4
     CROPS = 7
+    SMOOTHING = 8
+    ACTIONS = 9
     NOISE = 20
     DYNAMICS = 21
     ROLLOUTS = 22

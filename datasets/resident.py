@@ -54,30 +54,44 @@ class ResidentTransitions:
     """step -> uniform transitions out of one contiguous float32 table (F, D + A + 2) on a device.
 
     A row is one frame: its observation, its action, and reward and mask of the step that begins there. A batch is two
-    gathers of rows; nothing comes from the host but the numbers of the transitions, for 64 steps at once.
+    gathers of rows; nothing comes from the host but the numbers of the transitions, for 64 steps at once. The optional
+    keys of `Batch` are columns more.
 
     Args:
         rewards: (N,) float32, as the learner sees them.
         seeds: each draws transitions of its own, a function of (seed, step) alone: the leading axis S of a batch.
         batch_size: B.
         device: where the table lies and the batches are made.
+        returns: (N,) float32; gives batches `returns`.
+        next_actions: gives batches `next_actions` and `next_known`.
 
     Raises:
         InputError: two transitions that begin at one frame.
     """
 
     def __init__(
-        self, data: TransitionArrays, rewards: np.ndarray, seeds: Sequence[int], batch_size: int, device: str = "cpu"
+        self,
+        data: TransitionArrays,
+        rewards: np.ndarray,
+        seeds: Sequence[int],
+        batch_size: int,
+        device: str = "cpu",
+        returns: np.ndarray | None = None,
+        next_actions: bool = False,
     ) -> None:
         import torch
 
         if (times := np.bincount(data.frame)).max(initial=0) > 1:
             raise InputError(f"Frame {int(times.argmax())} begins more than one transition.")
         self._d, self._a = data.observations.shape[1], data.actions.shape[1]
-        steps = np.zeros((len(data.observations), 2), np.float32)
-        steps[data.frame] = np.stack([rewards, data.masks], 1)
-        table = torch.empty((len(steps), self._d + self._a + 2), dtype=torch.float32, device=device)
-        parts = table.split([self._d, self._a, 2], 1)
+        columns = [rewards, data.masks, *([] if returns is None else [returns])]
+        if next_actions:
+            columns.append(np.ones_like(data.masks))  # known: every frame where a transition begins
+        self._returns, self._next_actions = returns is not None, next_actions
+        steps = np.zeros((len(data.observations), len(columns)), np.float32)
+        steps[data.frame] = np.stack(columns, 1)
+        table = torch.empty((len(steps), self._d + self._a + len(columns)), dtype=torch.float32, device=device)
+        parts = table.split([self._d, self._a, len(columns)], 1)
         for part, array in zip(parts, (data.observations, data.actions, steps), strict=True):
             part.copy_(torch.as_tensor(array))
         self._table = table
@@ -94,13 +108,18 @@ class ResidentTransitions:
         now = self._table.index_select(0, self._frame.index_select(0, numbers)).view(shape)
         after = self._table.index_select(0, self._next_frame.index_select(0, numbers)).view(shape)
         end = self._d + self._a
-        return {
+        batch: Batch = {
             "observations": now[..., : self._d],
             "actions": now[..., self._d : end],
             "rewards": now[..., end],
             "masks": now[..., end + 1],
             "next_observations": after[..., : self._d],
         }
+        if self._returns:
+            batch["returns"] = now[..., end + 2]
+        if self._next_actions:
+            batch["next_actions"], batch["next_known"] = after[..., self._d : end], after[..., -1]
+        return batch
 
     def _numbers(self, step: int) -> "Tensor":
         import torch
@@ -125,6 +144,8 @@ def transition_batches(
     steps: int,
     device: str = "cpu",
     limit: int | None = None,
+    returns: np.ndarray | None = None,
+    next_actions: bool = False,
 ) -> Iterator[Callable[[int], Batch]]:
     """step -> batch on the device, for a `with` block: the table resident there where it fits, else in host memory.
 
@@ -132,17 +153,21 @@ def transition_batches(
     batches.
 
     Args:
-        rewards, seeds, batch_size: see `ResidentTransitions`.
+        rewards, seeds, batch_size, returns, next_actions: see `ResidentTransitions`.
         steps: of the run.
         limit: bytes the table may take on the device; by default half of a GPU's free memory, and any size elsewhere.
     """
     if limit is None:
         limit = _room(device)
-    needed = 4 * len(data.observations) * (data.observations.shape[1] + data.actions.shape[1] + 2)
-    if limit is None or needed <= limit:
-        yield ResidentTransitions(data, rewards, seeds, batch_size, device)
+    width = data.observations.shape[1] + data.actions.shape[1] + 2 + (returns is not None) + next_actions
+    fits = limit is None or 4 * len(data.observations) * width <= limit
+    table = ResidentTransitions(
+        data, rewards, seeds, batch_size, device if fits else "cpu", returns=returns, next_actions=next_actions
+    )
+    if fits:
+        yield table
     else:
-        with Prefetcher(ResidentTransitions(data, rewards, seeds, batch_size), steps, device=device) as batches:
+        with Prefetcher(table, steps, device=device) as batches:
             yield batches
 
 
