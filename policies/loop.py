@@ -45,6 +45,7 @@ def run_loop(
     checkpoint_every: int = 1000,
     progress: Progress | None = None,
     threads: int = 1,
+    finished: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Train `learner` for `steps` updates, going on from the checkpoint in `out` where there is one.
 
@@ -54,6 +55,7 @@ def run_loop(
         log_every: steps between two lines of metrics.
         checkpoint_every: steps between two checkpoints; rounded up to a multiple of `log_every`.
         threads: torch threads of this process. With two, a second busy process makes CPU training tens of times slower.
+        finished: asked before every step; the run ends when it is so, as it does after `steps`.
 
     Returns:
         True if the run was resumed.
@@ -76,6 +78,8 @@ def run_loop(
     if progress:
         progress(start, steps, "resumed" if start else "")
     for step in range(start, steps):
+        if finished():
+            break
         metrics = learner.update(batch(step))
         for name, value in metrics.items():
             sums[name] = sums[name] + value if name in sums else value.clone()
@@ -83,7 +87,8 @@ def run_loop(
         bad_now = torch.where(torch.isfinite(total), steps, step)
         bad_step = bad_now if bad_step is None else torch.minimum(bad_step, bad_now)
         done = step + 1
-        if done % log_every and done < steps:
+        last = done == steps or finished()
+        if done % log_every and not last:
             continue
         assert bad_step is not None
         if int(bad_step.min()) < steps:
@@ -93,7 +98,7 @@ def run_loop(
         sums = {}
         with open(out / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": done, **row}) + "\n")
-        if done % checkpoint_every == 0 or done == steps:
+        if done % checkpoint_every == 0 or last:
             _save(learner, checkpoint, done, identity)
         if progress:
             progress(done, steps, " ".join(f"{name} {np.mean(value):.3g}" for name, value in row.items()))
