@@ -21,6 +21,7 @@ class SquashedActor(nn.Module):
         seeds: one generator per seed.
         log_std_range: log_std is clamped to it; (-20, 2) in SAC and CQL, (-5, 2) in EDAC.
         log_std_start: added to the log_std that a fresh network gives.
+        final_gain: of the last layer; small, so that a fresh actor is the same everywhere (CQL's code: 0.01).
     """
 
     def __init__(
@@ -31,12 +32,12 @@ class SquashedActor(nn.Module):
         hidden_sizes: Sequence[int],
         log_std_range: tuple[float, float] = (-20.0, 2.0),
         log_std_start: float = 0.0,
+        final_gain: float = 1e-2,
     ) -> None:
         super().__init__()
         self.action_size = action_size
         self.log_std_range = log_std_range
-        # A gain of 1 at the end: the spread must not depend on the state before anything is learned as much as 2 would.
-        self.mlp = StackedMLP(seeds, (observation_size, *hidden_sizes, 2 * action_size), final_gain=1.0)
+        self.mlp = StackedMLP(seeds, (observation_size, *hidden_sizes, 2 * action_size), final_gain=final_gain)
         with torch.no_grad():
             self.mlp.layers[-1].bias[..., action_size:] += log_std_start
 
