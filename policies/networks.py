@@ -121,13 +121,10 @@ class Critic(nn.Module):
         action_size: int,
         hidden_sizes: Sequence[int],
         members: int = 2,
-        layer_norm: bool = False,
-        final_gain: float = math.sqrt(2),
     ) -> None:
         super().__init__()
         self.members = members
-        sizes = (observation_size + action_size, *hidden_sizes, 1)
-        self.mlp = StackedMLP(seeds, sizes, members, layer_norm=layer_norm, final_gain=final_gain)
+        self.mlp = StackedMLP(seeds, (observation_size + action_size, *hidden_sizes, 1), members)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         x = torch.cat([observations, actions], -1)  # (S, B, D + A)
