@@ -31,9 +31,16 @@ class JointMerge:
         count = len(self.names)
         self.position, self.velocity = np.full(count, np.nan), np.zeros(count)
         self.heard_at, self.stamp_ns = np.full(count, -np.inf), 0
+        self._complete = False  # every joint was heard
 
     def update(self, sample: JointSample, received_at: float) -> bool:
         """Take what is ours of a message; whether anything was. A joint whose position is not finite is left stale."""
+        if sample.names == self.names:  # the usual message: all of ours and no other
+            total = float(sample.position.sum() + sample.velocity.sum())
+            if total - total == 0.0:  # a sum is not finite if one of its terms is not
+                self.position[:], self.velocity[:], self.heard_at[:] = sample.position, sample.velocity, received_at
+                self.stamp_ns, self._complete = max(self.stamp_ns, sample.stamp_ns), True
+                return True
         if sample.names not in self._orders:
             if len(self._orders) > 100:  # a peer that names joints at random
                 self._orders.clear()
@@ -53,6 +60,8 @@ class JointMerge:
 
     def missing(self) -> tuple[str, ...]:
         """Joints never heard of."""
+        if self._complete:
+            return ()
         return tuple(name for name, at in zip(self.names, self.heard_at, strict=True) if at == -np.inf)
 
     def oldest(self, count: int) -> float:

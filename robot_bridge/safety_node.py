@@ -16,8 +16,8 @@ This is software, not a rated safety function: it stands behind the robot's own 
 
 import argparse
 import collections
+import contextlib
 import functools
-import itertools
 import logging
 import operator
 import threading
@@ -39,7 +39,7 @@ from embodied.robot_bridge.qos import COMMAND, DEFAULT, SENSOR_DATA
 from embodied.robot_bridge.safety import Chunk, SafetyFilter, State, Tick
 from embodied.robot_bridge.safety_report import SafetyReport
 from embodied.robot_bridge.scheduling import Collector, raise_priority
-from embodied.robot_bridge.tick_messages import JointStateReader, TrajectoryWriter
+from embodied.robot_bridge.tick_messages import ChunkReader, JointStateReader, TrajectoryWriter, read_flag
 
 log = logging.getLogger("safety")
 
@@ -51,6 +51,7 @@ CLOCK_SILENCE = 1.0  # with sim time, /clock may stand still for so long on the 
 BRAKING = 0.3  # ... and then so much time is taken to have passed [s]
 _BURST = 16  # joint states kept for a tick: after a pause the older ones of a burst are of no use
 _QUEUE = 1000  # other messages kept for a tick, per topic
+_RECEIVED_AT = operator.itemgetter(2)
 _MALFORMED = (InputError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
 
 
@@ -94,13 +95,13 @@ class SafetyNode:
         self._measured = np.full(len(limits.names), np.nan)  # in the filter's coordinates
         own_state = profile.gripper is not None and profile.gripper.adapter != "joint"
         self._group = self._arm if own_state else len(profile.all_joints)  # joints whose age is the arm's
-        self._reader, self._writer = JointStateReader(), TrajectoryWriter(limits.names)
+        self._reader, self._writer, self._chunks = JointStateReader(), TrajectoryWriter(limits.names), ChunkReader()
         self._command = transport.publisher(COMMAND_TOPIC, messages.JOINT_TRAJECTORY, DEFAULT)
         self._events = EventLog(transport, "safety", stamp)
         self._report = SafetyReport(transport, STATE_TOPIC, profile.safety.rate_hz)
         self._lock = threading.RLock()
         # One per topic, so that a flood of joint states after a pause pushes no e-stop out.
-        self._inboxes: dict[str, collections.deque[tuple[str, bytes, float]]] = {}
+        self._inboxes: dict[str, collections.deque[tuple[str, Any, float]]] = {}
         self._handlers = self._subscribe()
         self._serve()
         self._ticks, self._now = 0, clock()
@@ -112,7 +113,7 @@ class SafetyNode:
 
     # ---- what arrives: queued on the transport's thread, read in the tick
 
-    def _subscribe(self) -> dict[str, Callable[[bytes, float], None]]:
+    def _subscribe(self) -> dict[str, Callable[[Any, float], Any]]:
         profile, safety = self._profile, self._profile.safety
         topics = {
             profile.topics.joint_states: (messages.JOINT_STATE, SENSOR_DATA, self._on_joint_state),
@@ -130,17 +131,22 @@ class SafetyNode:
             self._inboxes[topic] = collections.deque(maxlen=kept)
             self._transport.subscriber(topic, kind, qos, functools.partial(self._arrived, topic))
         self._inputs = tuple(topics)
+        self._states = {topic for topic, (_, _, handler) in topics.items() if handler == self._on_joint_state}
         return {topic: handler for topic, (_, _, handler) in topics.items()}
 
     def _arrived(self, topic: str, data: bytes, received_ns: int) -> None:
-        self._inboxes[topic].append((topic, data, self._clock() if self._sim_time else received_ns * 1e-9))
+        content: Any = data
+        if topic == CHUNK_TOPIC:  # the longest to read; what is no chunk is refused in the tick
+            with contextlib.suppress(*_MALFORMED):
+                content = self._chunks.read(data)
+        self._inboxes[topic].append((topic, content, self._clock() if self._sim_time else received_ns * 1e-9))
 
     def _take(self) -> None:
-        waiting = [[box.popleft() for _ in range(len(box))] for box in self._inboxes.values()]
-        arrived = sorted(itertools.chain(*waiting), key=operator.itemgetter(2))
+        arrived = [box.popleft() for box in self._inboxes.values() for _ in range(len(box))]
+        arrived.sort(key=_RECEIVED_AT)
         heard = False
         for topic, data, at in arrived:
-            if self._handlers[topic] == self._on_joint_state:
+            if topic in self._states:
                 heard |= bool(self._handle(topic, data, at))
         if heard and not self._joints.missing():
             joints = self._joints
@@ -148,10 +154,10 @@ class SafetyNode:
             self._measured = position
             self.filter.measure(position, velocity, joints.oldest(self._group))
         for topic, data, at in arrived:
-            if self._handlers[topic] != self._on_joint_state:
+            if topic not in self._states:
                 self._handle(topic, data, at)
 
-    def _handle(self, topic: str, data: bytes, received_at: float) -> Any:
+    def _handle(self, topic: str, data: Any, received_at: float) -> Any:
         try:
             return self._handlers[topic](data, received_at)
         except _MALFORMED as error:
@@ -164,8 +170,8 @@ class SafetyNode:
     def _on_joint_state(self, data: bytes, received_at: float) -> bool:
         return self._joints.update(self._reader.read(data), received_at)
 
-    def _on_chunk(self, data: bytes, received_at: float) -> None:
-        trajectory = messages.read_joint_trajectory(data)
+    def _on_chunk(self, data: bytes | messages.Trajectory, received_at: float) -> None:
+        trajectory = messages.read_joint_trajectory(data) if isinstance(data, bytes) else data
         source, run, sequence = [*trajectory.frame_id.split(":"), "", ""][:3]
         if source != "policy" or not (sequence.isascii() and sequence.isdigit() and len(sequence) < 19):
             raise InputError(f"a chunk with frame_id '{trajectory.frame_id[:80]}'; it must be policy:<run>:<sequence>")
@@ -181,10 +187,10 @@ class SafetyNode:
         self.request(messages.read_string(data))
 
     def _on_estop(self, data: bytes, received_at: float) -> None:
-        self.filter.set_estop(messages.read_bool(data), received_at)
+        self.filter.set_estop(read_flag(data), received_at)
 
     def _on_deadman(self, data: bytes, received_at: float) -> None:
-        self.filter.set_deadman(messages.read_bool(data), received_at)
+        self.filter.set_deadman(read_flag(data), received_at)
 
     def _on_joy(self, data: bytes, received_at: float) -> None:
         button, buttons = self._profile.safety.deadman_button, read_joy(data)[1]
@@ -245,18 +251,23 @@ class SafetyNode:
         if not self._sim_time:  # simulated time comes in steps
             self._report.lateness.started(self._clock())
         with self._lock:
-            tick = self._tick()
+            tick = self._tick(started)
         self._report.tick_cost.add(time.perf_counter() - started)
         return tick
 
-    def _tick(self) -> Tick:
+    def between_ticks(self) -> None:
+        """What can be done while there is time until the next tick."""
+        self._report.between_ticks()
+
+    def _tick(self, started: float) -> Tick:
         now = self._follow_clock()
         self._take()
         self._watch(now)
         tick = self.filter.tick(now)
         stamp = self._stamp()
         if self.commands.send(tick, self._measured, now - self._joints.heard_at[-1], now, stamp):
-            self._mirror(tick, now, stamp)
+            self._report.command_cost.add(time.perf_counter() - started)
+            self._mirror(tick, now, stamp)  # nothing from here on delays a command
         for text in tick.events:
             self._events.write("safety", text=text)
         if late := self._report.lateness.verdict():
@@ -369,6 +380,7 @@ def run(node: SafetyNode, rate: Rate, stop: Stop) -> None:
             while not rate.sleep(stop):
                 if node.due():
                     node.tick()
+                node.between_ticks()
                 collector.between_ticks()
     except BaseException:
         log.exception("the safety process fails; the arm is brought to rest")

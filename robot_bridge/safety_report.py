@@ -18,7 +18,8 @@ class SafetyReport:
     """Publishes the state at STATE_HZ and when told to; keeps the latest latencies.
 
     Attributes:
-        tick_cost: [s].
+        tick_cost: of a whole tick [s].
+        command_cost: from its beginning until its command was written [s]; only of ticks that sent one.
         lateness: of the ticks, against the profile's rate.
         observation_to_command: from the newest observation of a chunk to the first command made from it [s].
     """
@@ -27,14 +28,22 @@ class SafetyReport:
         self._state = transport.publisher(topic, messages.DIAGNOSTIC_ARRAY, LATCHED)
         self._diagnostics = transport.publisher(DIAGNOSTICS_TOPIC, messages.DIAGNOSTIC_ARRAY, DEFAULT)
         self._every, self._ticks = round(rate_hz / STATE_HZ), 0
-        self.tick_cost, self.lateness = Percentiles(round(10 * rate_hz)), Lateness(rate_hz)
+        self._second = round(self._every * STATE_HZ / DIAGNOSTICS_HZ)
+        self.tick_cost, self.command_cost = Percentiles(round(10 * rate_hz)), Percentiles(round(10 * rate_hz))
+        self.lateness = Lateness(rate_hz)
         self.observation_to_command = Percentiles(200)
         self._latencies: dict[str, str] = {}
+        self._fresh = False  # the latencies are of this second
 
     def due(self) -> bool:
         """Once per tick: whether the state is to be published though nothing has changed."""
         self._ticks += 1
         return (self._ticks - 1) % self._every == 0
+
+    def between_ticks(self) -> None:
+        """Sort some thousand numbers for the next tick that publishes them, once per second."""
+        if not self._fresh and self._ticks % self._second == 0:
+            self._latencies, self._fresh = self._quantiles(), True
 
     def publish(self, stamp_ns: int, state: State, reason: str, ages: dict[str, float], values: dict[str, Any]) -> None:
         """Send the state.
@@ -43,9 +52,10 @@ class SafetyReport:
             ages: of the inputs [s]; left out if there never was one.
             values: what else there is to say: counts, the profile's fingerprint, ...
         """
-        every_second = self._ticks % round(self._every * STATE_HZ / DIAGNOSTICS_HZ) == 1
-        if every_second or not self._latencies:  # some thousand numbers are not sorted every tenth of a second
+        every_second = self._ticks % self._second == 1
+        if not self._fresh and (every_second or not self._latencies):
             self._latencies = self._quantiles()
+        self._fresh = False
         shown = {"state": state, "reason": reason, **values, **self._latencies}
         shown |= {f"{name}_age_ms": f"{age * 1e3:.1f}" for name, age in ages.items() if math.isfinite(age)}
         data = diagnostics(stamp_ns, "safety", _LEVEL.get(state, 2), reason, shown)
@@ -57,11 +67,11 @@ class SafetyReport:
         found = {}
         for name, values in (
             ("tick", self.tick_cost),
+            ("tick_to_command", self.command_cost),
             ("lateness", self.lateness.recent),
             ("observation_to_command", self.observation_to_command),
         ):
-            for label, share in (("p50", 0.5), ("p99", 0.99)):
-                value = values.at(share)
+            for label, value in zip(("p50", "p99"), values.quantiles(0.5, 0.99), strict=True):
                 if not math.isnan(value):
-                    found[f"{name}_{label}_ms"] = f"{value * 1e3:.2f}"
+                    found[f"{name}_{label}_ms"] = f"{value * 1e3:.3f}"
         return found

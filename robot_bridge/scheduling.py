@@ -4,7 +4,6 @@ This is no hard real time, and safety does not rest on it: 100 to 250 Hz are hel
 nothing brings the arm to rest.
 """
 
-import collections
 import gc
 import logging
 import os
@@ -71,21 +70,28 @@ class Percentiles:
     """The last `count` of a quantity."""
 
     def __init__(self, count: int) -> None:
-        self._values: collections.deque[float] = collections.deque(maxlen=count)
+        self._values, self._count = np.zeros(count), 0
 
     def add(self, value: float) -> None:
-        self._values.append(value)
+        self._values[self._count % len(self._values)] = value
+        self._count += 1
 
     def clear(self) -> None:
-        self._values.clear()
+        self._count = 0
 
     @property
     def full(self) -> bool:
-        return len(self._values) == self._values.maxlen
+        return self._count >= len(self._values)
 
     def at(self, share: float) -> float:
         """The value below which `share` of them lie; NaN without any."""
-        return float(np.quantile(self._values, share)) if self._values else float("nan")
+        return self.quantiles(share)[0]
+
+    def quantiles(self, *shares: float) -> list[float]:
+        """`at` of each."""
+        if not self._count:
+            return [float("nan")] * len(shares)
+        return np.quantile(self._values[: self._count], shares).tolist()
 
 
 class Lateness:
