@@ -29,7 +29,9 @@ from embodied.robot_bridge.profile import Safety
 
 _COUNTS = ("runs", "chunks", "rejected", "malformed_chunks", "late", "repeated", "far", "clamped", "boxed", "workspace")
 _COUNTS += ("tracking", "holds", "missed_ticks", "clock_jumps", "reseeded", "violations", "bugs")
-_LEFT_BEHIND = 0.02  # an arm that fell behind by so many seconds of full speed while unheard has not moved [s]
+_QUIET = 0.5  # the arm brakes while its joints were not heard for longer than this share of joint_timeout
+_LEFT_BEHIND = 0.02  # an arm that fell behind by so many seconds of its way while unheard has not moved [s]
+_SLOWEST = 0.1  # of full speed, that way is counted as
 _OUTSIDE = 0.01  # a joint may stand this far outside its box when arming [rad, m]
 
 
@@ -114,7 +116,8 @@ class SafetyFilter:
         self._clamped_since = self._error_since = np.inf
         self._told: np.ndarray | None = None  # when the joints were last heard
         self._told_at, self._behind = -np.inf, np.zeros(len(limits.names))  # and how far the arm was behind that
-        self._unheard = False
+        self._told_speed = np.zeros(len(limits.names))
+        self._unheard = self._quiet = False
         self._yield: np.ndarray | None = None  # where to go in a HOLD because the arm did not follow
         self._dirty, self._silent, self._since_sent = False, False, 0
         self._events: list[str] = []
@@ -314,7 +317,12 @@ class SafetyFilter:
         if self._streaming and steps > self._ahead and self.motion is not None:
             self._path = self.filter.rest(self.motion.position)
         self._since_sent += steps
-        plan = self._replan(now) if self._dirty or self._since_sent >= self.config.command_every else None
+        # An arm whose joints are not heard follows blindly, or hangs and takes up the newest command when it wakes: for
+        # both it is right to brake now, and wrong to add anything that reaches further ahead.
+        quiet, before = not now - self._measured_at <= _QUIET * self.config.joint_timeout, self._quiet
+        self._quiet = quiet
+        due = quiet != before or (not quiet and (self._dirty or self._since_sent >= self.config.command_every))
+        plan = self._replan(now) if due else None
         self.motion = self.filter.motion(self._path)
         return plan
 
@@ -349,6 +357,8 @@ class SafetyFilter:
 
     def _targets(self) -> tuple[np.ndarray, bool]:
         """Targets (F, J), one row per tick to come, none where it is to brake; and whether the first was limited."""
+        if self._quiet:
+            return self._no_targets, False
         if self._yield is not None and self.state is State.HOLD:
             return np.array([self._yield] * self._ahead), False
         if self.state is not State.RUNNING or self._timeline is None:
@@ -439,8 +449,9 @@ class SafetyFilter:
             self._take_up(now)
         self._unheard, self._told_at = False, self._measured_at
         self._told = self.motion.position if self.motion else None
-        if self._told is not None:
-            self._behind = np.abs(self._told - self._measured)
+        if self.motion is not None:
+            self._behind = np.abs(self.motion.position - self._measured)
+            self._told_speed = np.abs(self.motion.velocity)
 
     def _take_up(self, now: float) -> None:
         """A robot that hung meanwhile goes on from where it is: what was commanded lies ahead of it by the whole gap.
@@ -453,10 +464,11 @@ class SafetyFilter:
         assert self._told is not None
         told, limits = (self._told, self.motion.position), self.limits
         away = self._measured - np.clip(self._measured, np.minimum(*told), np.maximum(*told))
+        way = np.maximum(self._told_speed, _SLOWEST * limits.velocity)
         if (np.abs(away) > limits.max_step + self._behind).any():
             self.stop(Cause.TRACKING, "the arm is not where it was left", now)
             self._path = self.motion = None
-        elif (np.abs(told[1] - self._measured) - self._behind > _LEFT_BEHIND * limits.velocity).any():
+        elif (np.abs(told[1] - self._measured) - self._behind > _LEFT_BEHIND * way).any():
             # One that is told positions alone chases the last of them: its speed is not the path's.
             speed = np.zeros_like(self._speed) if self._streaming else self._speed
             self._path = self.filter.coasting(self._measured, speed)
