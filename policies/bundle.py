@@ -229,7 +229,7 @@ def save_policy(
     architecture = {"sizes": sizes, "encoder": dataclasses.asdict(encoder.config) if encoder else None}
     tensors = {f"actor.{k}": v for k, v in actor.items()} | _encoder_tensors(encoder)
     head = {"kind": "policy", "schema": SCHEMA, "architecture": architecture, "learner": dict(config)}
-    return _write(folder, head, contract.to_json(), tensors, provenance, overwrite)
+    return write_bundle(folder, head, contract.to_json(), tensors, provenance, overwrite)
 
 
 def load_policy(folder: str | Path, threads: int = 1) -> BundlePolicy:
@@ -245,12 +245,12 @@ def load_policy(folder: str | Path, threads: int = 1) -> BundlePolicy:
     """
     folder = Path(folder)
     torch.set_num_threads(threads)
-    with _readable(folder):
-        config, contract_json, tensors, provenance = _read(folder, "policy")
+    with readable(folder):
+        config, contract_json, tensors, provenance = read_bundle(folder, "policy")
         contract = PolicyContract.from_json(contract_json)
         sizes = config["architecture"]["sizes"]
         actor = Actor(generators([0]), sizes[0], sizes[-1], sizes[1:-1])
-        _load_tensors(actor, tensors, "actor.", folder)
+        load_tensors(actor, tensors, "actor.", folder)
         encoder = _load_encoder(config, tensors, folder)
         _check_fit(contract, sizes, encoder, folder)
         return BundlePolicy(contract, actor, encoder, config, provenance, str(folder))
@@ -275,7 +275,7 @@ def save_value(
     }
     tensors = {f"heads.{k}": v for k, v in heads.state_dict().items()} | _encoder_tensors(encoder)
     head = {"kind": "value", "schema": SCHEMA, "architecture": architecture, "learner": dict(config)}
-    return _write(Path(folder), head, dict(contract), tensors, provenance, overwrite)
+    return write_bundle(Path(folder), head, dict(contract), tensors, provenance, overwrite)
 
 
 def load_value(folder: str | Path) -> ValueBundle:
@@ -283,13 +283,13 @@ def load_value(folder: str | Path) -> ValueBundle:
     folder = Path(folder)
     if not (folder / "hashes.json").exists() and (folder / "bundle" / "hashes.json").exists():
         folder = folder / "bundle"
-    with _readable(folder):
-        config, contract, tensors, provenance = _read(folder, "value")
+    with readable(folder):
+        config, contract, tensors, provenance = read_bundle(folder, "value")
         shape = config["architecture"]
         heads = MultilinearValue(
             generators([0])[0], shape["sizes"][0], shape["sizes"][1:], shape["heads"], shape["layer_norm"]
         )
-        _load_tensors(heads, tensors, "heads.", folder)
+        load_tensors(heads, tensors, "heads.", folder)
         encoder = _load_encoder(config, tensors, folder)
         return ValueBundle(heads, encoder, contract, config, provenance, hash_file(folder / "model.safetensors"))
 
@@ -348,11 +348,11 @@ def _load_encoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor], fold
     if shape is None:
         return None
     encoder = ImageEncoder(EncoderConfig(tuple(shape["image_size"]), tuple(shape["channels"]), shape["embedding_size"]))
-    _load_tensors(encoder, tensors, "encoder.", folder)
+    load_tensors(encoder, tensors, "encoder.", folder)
     return encoder
 
 
-def _load_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], prefix: str, folder: Path) -> None:
+def load_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], prefix: str, folder: Path) -> None:
     own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
     try:
         module.load_state_dict(own)
@@ -361,7 +361,7 @@ def _load_tensors(module: torch.nn.Module, tensors: Mapping[str, Tensor], prefix
         raise BundleError(f"{folder}: model.safetensors does not fit config.json: {reason}") from error
 
 
-def _write(
+def write_bundle(
     folder: Path,
     config: Mapping[str, Any],
     contract: Mapping[str, Any],
@@ -394,7 +394,7 @@ def _write(
 
 
 @contextlib.contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def readable(folder: Path) -> Iterator[None]:
     """Turns what damaged or foreign files cause inside the block into a BundleError."""
     try:
         yield
@@ -405,7 +405,7 @@ def _readable(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _read(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+def read_bundle(folder: Path, kind: str) -> tuple[dict[str, Any], dict[str, Any], dict[str, Tensor], dict[str, Any]]:
     """config, contract, tensors, provenance, after every file's hash was compared."""
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such bundle folder.")
