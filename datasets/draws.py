@@ -16,7 +16,7 @@ class Stream(enum.IntEnum):
     CROPS = 7
     SMOOTHING = 8
     ACTIONS = 9
-    NOISE = 20
+    UNIFORM_ACTIONS = 10
     DYNAMICS = 21
     ROLLOUTS = 22
     ROLLOUT_ROWS = 23

@@ -45,7 +45,7 @@ class TrainClone:
 
 @dataclasses.dataclass(frozen=True)
 class TrainReward:
-    """Train by implicit Q-learning on a label set, several seeds at once, one policy bundle per seed; resumes.
+    """Train on the rewards of a label set, several seeds at once, one policy bundle per seed; resumes.
 
     Attributes:
         store: EpisodeStore to learn from.
@@ -56,8 +56,8 @@ class TrainReward:
         seeds: how many policies.
         seed: of the first; the others follow.
         steps: gradient steps.
-        preset: learned-reward, antmaze, locomotion.
-        settings: changes to the preset, for example discount 0.99 expectile 0.7.
+        preset: learned-reward (default), locomotion, antmaze, maze2d, kitchen, adroit and more: docs/learners.md.
+        settings: changes to the preset, for example discount 0.99 batch_size 512.
         device: cpu or cuda.
     """
 
@@ -89,6 +89,18 @@ def train_iql(config: TrainReward, progress: Progress) -> dict[str, Any]:
     return _train("iql", config, config.reward, progress)
 
 
+def train_td3bc(config: TrainReward, progress: Progress) -> dict[str, Any]:
+    return _train("td3bc", config, config.reward, progress)
+
+
+def train_rebrac(config: TrainReward, progress: Progress) -> dict[str, Any]:
+    return _train("rebrac", config, config.reward, progress)
+
+
+def train_cql(config: TrainReward, progress: Progress) -> dict[str, Any]:
+    return _train("cql", config, config.reward, progress)
+
+
 def _train(learner: str, config: TrainClone | TrainReward, reward: str | None, progress: Progress) -> dict[str, Any]:
     from embodied.contracts.provenance import provenance
     from embodied.datasets.store import EpisodeStore
@@ -104,7 +116,7 @@ def _train(learner: str, config: TrainClone | TrainReward, reward: str | None, p
     value = load_value(config.encoder) if config.encoder else None
     if value is not None:
         inputs["encoder"] = value.fingerprint
-    data, contract = learning_data(store, config.keys, reward, value, progress)
+    data, contract = learning_data(store, config.keys, reward, value, progress, settings.observation_normalization)
     if clipped := data.clipped_share():
         progress.say(f"{100 * clipped:.1f} % of the steps have an action outside [-1, 1], which is clipped to it")
     summary = train(
@@ -131,13 +143,21 @@ def _train(learner: str, config: TrainClone | TrainReward, reward: str | None, p
     }
 
 
-def learning_data(store: Any, keys: tuple[str, ...], reward: str | None, value: Any, progress: Progress) -> tuple:
+def learning_data(
+    store: Any,
+    keys: tuple[str, ...],
+    reward: str | None,
+    value: Any,
+    progress: Progress,
+    normalization: str = "standard",
+) -> tuple:
     """A store's transitions in memory, normalised, and the contract of a policy that learns from them.
 
     Args:
         keys: observation keys in the order the network takes them; empty: all that are not privileged.
         reward: label set, `source` or None.
         value: `ValueBundle` whose frozen encoder sees the camera it was trained on, or None.
+        normalization: of the observations, as the learner's configuration names it.
 
     Returns:
         (`TransitionData`, `PolicyContract`).
@@ -165,7 +185,7 @@ def learning_data(store: Any, keys: tuple[str, ...], reward: str | None, value: 
     joints = spec.observations["joint_position"].names if "joint_position" in spec.observations else ()
     values = {key: observation_matrix(store, [key]) for key in keys}
     rows = None if seen.all() else np.flatnonzero(np.repeat(seen, store.episode_length))
-    observations, contract = policy_inputs(spec, values, embeddings, joints, rows)
+    observations, contract = policy_inputs(spec, values, embeddings, joints, rows, normalization)
     index = transitions(store, reward).of_episodes(np.flatnonzero(seen))
     data = TransitionData(
         observations=observations,

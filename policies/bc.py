@@ -25,15 +25,27 @@ class BCConfig:
     learning_rate: of Adam; falls to 0 along a cosine when `cosine_actor`.
     hidden_sizes: of the actor.
     batch_size: B, per seed.
+    observation_normalization: see `policy_inputs`.
     """
 
     learning_rate: Positive = 3e-4
     cosine_actor: bool = True
     hidden_sizes: tuple[Count, ...] = (256, 256)
     batch_size: Count = 256
+    observation_normalization: str = "standard"
 
 
-PRESETS: dict[str, BCConfig] = {"default": BCConfig()}
+# CORL's configs/offline/bc and any_percent_bc.py, whose actor is deterministic and learns by least squares.
+_CORL = BCConfig(cosine_actor=False)
+PRESETS: dict[str, BCConfig] = {
+    "default": BCConfig(),
+    "locomotion": _CORL,
+    "antmaze": _CORL,
+    "maze2d": _CORL,
+    "adroit": _CORL,
+    "kitchen": BCConfig(),  # ours
+    "learned-reward": BCConfig(),  # ours: rewards are not read
+}
 DEFAULT_PRESET = "default"
 
 

@@ -31,7 +31,8 @@ class IQLConfig:
     learning_rate: of the three Adams; the actor's falls to 0 along a cosine when `cosine_actor`.
     hidden_sizes: of actor, value and critic.
     batch_size: B, per seed.
-    reward_normalization: see `normalize_rewards`; `reward_quantiles` belongs to its `quantile`.
+    observation_normalization, reward_normalization: see `policy_inputs`, `normalize_rewards`; `reward_quantiles`
+        belongs to `quantile`.
     value_head: of the critics, `mse` or `hl_gauss`, see `critics.py`; the state value stays a number.
     value_bins, value_sigma, value_support: of `hl_gauss`; sigma in bins; low and high end, by default from the returns.
     """
@@ -45,6 +46,7 @@ class IQLConfig:
     cosine_actor: bool = True
     hidden_sizes: tuple[Count, ...] = (256, 256)
     batch_size: Count = 256
+    observation_normalization: str = "standard"
     reward_normalization: str = "none"
     reward_quantiles: tuple[Share, Share] = (0.01, 0.99)
     value_head: str = "mse"
@@ -53,9 +55,18 @@ class IQLConfig:
     value_support: tuple[float, ...] = ()
 
 
+_OWN_UNITS = IQLConfig(observation_normalization="none")
 PRESETS: dict[str, IQLConfig] = {
-    "locomotion": IQLConfig(reward_normalization="return_range"),
-    "antmaze": IQLConfig(expectile=0.9, inverse_temperature=10.0, reward_normalization="minus_one"),
+    # Authors' configs/mujoco_config.py, antmaze_config.py, kitchen_config.py, rewards as in train_offline.py. The last
+    # has a dropout of 0.1 in the actor, which is not built here.
+    "locomotion": dataclasses.replace(_OWN_UNITS, reward_normalization="return_range"),
+    "antmaze": dataclasses.replace(
+        _OWN_UNITS, expectile=0.9, inverse_temperature=10.0, reward_normalization="minus_one"
+    ),
+    "kitchen": dataclasses.replace(_OWN_UNITS, inverse_temperature=0.5),
+    "adroit": dataclasses.replace(_OWN_UNITS, inverse_temperature=0.5),
+    "maze2d": IQLConfig(),  # CORL's configs/offline/iql/maze2d: states normalised
+    # Ours.
     "learned-reward": IQLConfig(discount=0.98, expectile=0.8, inverse_temperature=5.0, reward_normalization="quantile"),
 }
 DEFAULT_PRESET = "learned-reward"

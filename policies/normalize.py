@@ -8,11 +8,26 @@ import numpy as np
 from embodied.contracts.errors import ConfigError, InputError, suggest
 from embodied.datasets.statistics import array_statistics
 
+OBSERVATIONS = ("standard", "none")
+# reward -> scale * reward + shift
+_AFFINE = {"none": (1.0, 0.0), "minus_one": (1.0, -1.0), "ten_minus_five": (10.0, -5.0), "hundred": (100.0, 0.0)}
 STD_FLOOR = 1e-3  # in the key's own unit; CORL's epsilon. A joint that never moves must not be blown up by noise.
 
 
-def fit_statistics(array: np.ndarray) -> dict[str, np.ndarray]:
-    """Mean and standard deviation of one key over frames: (F, D) -> {"mean", "std"} (D,) float32, std floored."""
+def fit_statistics(array: np.ndarray, method: str = "standard") -> dict[str, np.ndarray]:
+    """Mean and standard deviation of one key over frames: (F, D) -> {"mean", "std"} (D,) float32, std floored.
+
+    Args:
+        method: `standard`, or `none`: mean 0 and deviation 1, which leave observations in their own units.
+
+    Raises:
+        ConfigError: unknown method.
+    """
+    if method not in OBSERVATIONS:
+        raise ConfigError(f"Unknown observation normalisation '{method}'.{suggest(method, OBSERVATIONS)}")
+    if method == "none":
+        size = int(np.prod(array.shape[1:]))
+        return {"mean": np.zeros(size, np.float32), "std": np.ones(size, np.float32)}
     found = array_statistics(array, quantiles=False)
     std = np.maximum(found.std, STD_FLOOR).reshape(-1)
     return {"mean": found.mean.reshape(-1).astype(np.float32), "std": std.astype(np.float32)}
@@ -33,8 +48,9 @@ def normalize_rewards(
 
     Args:
         rewards: (N,) of every transition of the dataset.
-        method: `none`; `minus_one` (r - 1, IQL's antmaze); `return_range` (1000 r / (max - min episode return),
-            IQL's locomotion; needs `episode`); `quantile` ((r - q_low) / (q_high - q_low) - 1, at most 0: learned
+        method: `none`; `minus_one` (r - 1, IQL's antmaze); `ten_minus_five` (10 r - 5, CQL's antmaze); `hundred`
+            (100 r, ReBRAC's antmaze); `return_range` (1000 r / (max - min episode return), IQL's locomotion; needs
+            `episode`); `quantile` ((r - q_low) / (q_high - q_low) - 1, at most 0: learned
             rewards have no scale of their own, and positive ones teach to put off a success that ends the episode).
         episode: (N,) episode of each transition.
         quantiles: low and high of `quantile`. A constant reward becomes -1.
@@ -45,10 +61,8 @@ def normalize_rewards(
     rewards = np.asarray(rewards, np.float64)
     if not np.isfinite(rewards).all():
         raise InputError(f"The reward of transition {int(np.flatnonzero(~np.isfinite(rewards))[0])} is not finite.")
-    if method == "none":
-        shift, scale = 0.0, 1.0
-    elif method == "minus_one":
-        shift, scale = -1.0, 1.0
+    if method in _AFFINE:
+        scale, shift = _AFFINE[method]
     elif method == "return_range":
         shift, scale = 0.0, 1000.0 / _return_range(rewards, episode)
     elif method == "quantile":
@@ -58,7 +72,7 @@ def normalize_rewards(
         scale = 1.0 / (high - low) if high > low else 1.0
         shift = -low * scale - 1.0
     else:
-        valid = ("none", "minus_one", "return_range", "quantile")
+        valid = (*_AFFINE, "return_range", "quantile")
         raise ConfigError(f"Unknown reward normalisation '{method}'.{suggest(method, valid)}")
     result = rewards * scale + shift
     if method == "quantile":

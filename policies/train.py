@@ -12,18 +12,22 @@ import numpy as np
 from embodied.contracts.errors import ConfigError, InputError, suggest
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.resident import transition_batches
-from embodied.policies import bc, iql
+from embodied.policies import bc, cql, iql, rebrac, td3bc
 from embodied.policies.bundle import PolicyContract, save_policy
 from embodied.policies.configure import configure
 from embodied.policies.critics import with_support
 from embodied.policies.loop import Progress, run_loop
 from embodied.policies.networks import ImageEncoder
 from embodied.policies.normalize import apply_statistics, fit_statistics, normalize_rewards
+from embodied.policies.returns import returns_to_go
 
 # name -> learner, its configuration, its presets, the preset used when none is named
 LEARNERS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "bc": (bc.BC, bc.BCConfig, bc.PRESETS, bc.DEFAULT_PRESET),
     "iql": (iql.IQL, iql.IQLConfig, iql.PRESETS, iql.DEFAULT_PRESET),
+    "td3bc": (td3bc.TD3BC, td3bc.TD3BCConfig, td3bc.PRESETS, td3bc.DEFAULT_PRESET),
+    "rebrac": (rebrac.ReBRAC, rebrac.ReBRACConfig, rebrac.PRESETS, rebrac.DEFAULT_PRESET),
+    "cql": (cql.CQL, cql.CQLConfig, cql.PRESETS, cql.DEFAULT_PRESET),
 }
 
 
@@ -91,6 +95,7 @@ def policy_inputs(
     embeddings: Mapping[str, np.ndarray],
     joint_names: Sequence[str] = (),
     rows: np.ndarray | None = None,
+    normalization: str = "standard",
 ) -> tuple[np.ndarray, PolicyContract]:
     """The network's input for every frame, and the contract that repeats it on the robot. One place fixes the order.
 
@@ -99,6 +104,7 @@ def policy_inputs(
         embeddings: camera -> (F, E), from `encode_frames`.
         joint_names: of the joint keys; by default the names in the spec of the first key that has some.
         rows: frames the statistics are taken over (those trained on); all by default.
+        normalization: of every key, see `fit_statistics`; embeddings and SI units stay as they are with `none`.
 
     Returns:
         (F, D) float32 normalised observations, and the contract.
@@ -112,7 +118,8 @@ def policy_inputs(
         if name not in known:
             raise InputError(f"The dataset has no '{name}'.{suggest(name, known)}")
     arrays = {**values, **{f"images/{camera}": array for camera, array in embeddings.items()}}
-    normalizer = {key: fit_statistics(array if rows is None else array[rows]) for key, array in arrays.items()}
+    seen = slice(None) if rows is None else rows
+    normalizer = {key: fit_statistics(array[seen], normalization) for key, array in arrays.items()}
     columns = [apply_statistics(array.reshape(len(array), -1), normalizer[key]) for key, array in arrays.items()]
     if not joint_names:
         joint_names = next((spec.observations[key].names for key in values if spec.observations[key].names), ())
@@ -183,7 +190,11 @@ def train(
         "steps": steps,
         "data": data.fingerprint(),
     }
-    with transition_batches(data, reward, seeds, config.batch_size, steps, device) as batch:
+    wanted, returns = getattr(learner, "optional_keys", ()), None
+    if "returns" in wanted:
+        returns = returns_to_go(reward, data.masks, data.frame, data.next_frame, config.discount)
+    options = {"returns": returns, "next_actions": "next_actions" in wanted}
+    with transition_batches(data, reward, seeds, config.batch_size, steps, device, **options) as batch:
         run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
     names = []
     if contract is not None:
