@@ -4,6 +4,7 @@ Times are seconds on one monotonic clock that the caller passes in.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -56,13 +57,17 @@ class Timeline:
 
     def at(self, times: np.ndarray) -> np.ndarray:
         """(F, J) positions at `times`, (F, 1) or a time of its own for each joint (F, J)."""
-        piece, joint = self._piece(times), np.arange(self.positions.shape[1])
+        piece = self._piece(times)
         since = np.maximum(times - self.times[piece], 0.0)
+        if times.shape[1] == 1:
+            rows = piece[:, 0]
+            return self.positions[rows] + since * self.slopes[rows]
+        joint = np.arange(self.positions.shape[1])
         return self.positions[piece, joint] + since * self.slopes[piece, joint]
 
     def velocity(self, times: np.ndarray) -> np.ndarray:
         """(F, J) slopes at `times` (F, 1)."""
-        return self.slopes[self._piece(times), np.arange(self.positions.shape[1])]
+        return self.slopes[self._piece(times)[:, 0]]
 
     def _piece(self, times: np.ndarray) -> np.ndarray:
         return np.minimum(np.maximum(self.times.searchsorted(times, side="right") - 1, 0), len(self.slopes) - 1)
@@ -70,12 +75,12 @@ class Timeline:
 
 def timeline(times: np.ndarray, positions: np.ndarray) -> Timeline:
     """A timeline through (K,) `times` and (K, J) `positions`."""
-    return Timeline(times, positions, np.diff(positions, axis=0) / np.diff(times)[:, None])
+    return Timeline(times, positions, (positions[1:] - positions[:-1]) / (times[1:] - times[:-1])[:, None])
 
 
 def malformed(chunk: Chunk, names: tuple[str, ...]) -> str:
     """Why the chunk is refused as a whole, whatever the time is; empty if it is sound. Nothing is ever mended."""
-    if sorted(chunk.names) != sorted(names):
+    if chunk.names != names and sorted(chunk.names) != sorted(names):
         return f"its joints are {', '.join(map(str, chunk.names))}"
     times, positions = np.asarray(chunk.times), np.asarray(chunk.positions)
     if times.ndim != 1 or not len(times) or positions.shape != (len(times), len(names)):
@@ -84,9 +89,9 @@ def malformed(chunk: Chunk, names: tuple[str, ...]) -> str:
         return f"it has {len(times)} points, more than {_MAX_POINTS}"
     if not (np.isfinite(times).all() and np.isfinite(positions).all() and np.isfinite(chunk.observed_at)):
         return "it is not finite"
-    if np.abs(positions).max() > _ABSURD:
+    if max(positions.max(), -positions.min()) > _ABSURD:
         return f"it holds the target {positions.flat[int(np.argmax(np.abs(positions)))]:g}"
-    if times[0] < 0 or (np.diff(times) <= 0).any():
+    if times[0] < 0 or (times[1:] <= times[:-1]).any():
         return "its times do not rise"
     return ""
 
@@ -136,24 +141,25 @@ def schedule(
     if previous is not None:
         here = previous.at(np.array([[now]]))[0]
     if due[0] > now:
-        whole = timeline(np.array([now, *due]), np.vstack([here, positions]))
+        whole = timeline(np.concatenate([(now,), due]), np.concatenate([here[None], positions]))
         begun = False
     else:
-        whole = timeline(np.append(due, due[-1] + 1.0), np.vstack([positions, positions[-1:]]))
+        whole = timeline(np.concatenate([due, due[-1:] + 1.0]), np.concatenate([positions, positions[-1:]]))
         begun = True
     blend = max(config.chunk_blend, _SHORTEST)
     until = min(now + blend, end)
-    knots = {now, end, *whole.times[(whole.times > now) & (whole.times < end)].tolist()}
+    knots = {now, end, *(time for time in whole.times.tolist() if now < time < end)}
     if begun:
         knots.add(until)
         if previous is not None:
-            knots |= set(previous.times[(previous.times > now) & (previous.times < until)].tolist())
-    times = np.array(sorted(knots))
-    times = times[np.diff(times, prepend=-np.inf) > _SHORTEST / 10]
+            knots.update(time for time in previous.times.tolist() if now < time < until)
+    rising = sorted(knots)
+    kept = [time for before, time in zip([-math.inf, *rising], rising, strict=False) if time - before > _SHORTEST / 10]
+    times = np.array(kept)
     rows = whole.at(times[:, None])
     if begun:
         # A path that has ended, or never was, fades from where it stands.
         old = previous.at(np.minimum(times, previous.end)[:, None]) if previous is not None else here
-        weight = np.clip((times - now) / blend, 0.0, 1.0)
+        weight = np.minimum(np.maximum((times - now) / blend, 0.0), 1.0)
         rows = old + (rows - old) * weight[:, None]
     return timeline(times, rows)
