@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from embodied.contracts.errors import ConfigError, MissingExtraError, suggest
+from embodied.robot_bridge import dds_wheel
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,10 @@ _HARMLESS = ("compatibility", "sizing", "threads", "tracing")
 _UNICAST = """<ParticipantIndex>auto</ParticipantIndex><MaxAutoParticipantIndex>32</MaxAutoParticipantIndex>"""
 # A picture arrives in many packets at once; the kernel's rmem_max caps the wish.
 _BUFFER = '<Internal><SocketReceiveBufferSize max="10MB"/></Internal>'
+# Packets that must be kept for a while, announcements among them, fill a buffer from end to end before its memory is
+# used again. At 1 MiB, the default, that takes six minutes a buffer, and a process grows by 2 to 4 MB in its first half
+# hour; 256 kB hold four of the largest packets and are full after two minutes.
+_BUFFER += "<Sizing><ReceiveBufferSize>256kB</ReceiveBufferSize></Sizing>"
 # Large fragments: with the default size a third of the best-effort VGA images is lost on loopback.
 # A ROS 2 node with its defaults calls by multicast, which we do not hear. It meets us when we announce ourselves, which
 # Cyclone by itself repeats too rarely for one that starts after us.
@@ -60,6 +65,7 @@ def open_domain(domain: int, discovery: str) -> None:
                 f"domain {domain} is already open in this process with discovery '{_domains[domain][0]}'."
             )
         return
+    dds_wheel.mend()
     xml = configuration(discovery, os.environ)
     try:
         _domains[domain] = (discovery, Domain(domain, xml))
