@@ -33,6 +33,7 @@ _QUIET = 0.5  # the arm brakes while its joints were not heard for longer than t
 _LEFT_BEHIND = 0.02  # an arm that fell behind by so many seconds of its way while unheard has not moved [s]
 _SLOWEST = 0.1  # of full speed, that way is counted as
 _OUTSIDE = 0.01  # a joint may stand this far outside its box when arming [rad, m]
+_EARLIEST, _LATEST = 0.25, 1.75  # ticks after the last one a tick still counts as the next
 
 
 class Box(Protocol):
@@ -104,6 +105,7 @@ class SafetyFilter:
         self._now: float | None = None  # of the last tick
         self._grid = 0.0  # when the path's present row was due; ticks come a little earlier or later
         self._ahead = config.command_every + 3  # a plan outlasts the next one by some ticks, then brakes
+        self._coming = self.filter.dt * (2 + np.arange(self._ahead))  # when the targets are for, from now on
         self._no_targets = np.zeros((0, len(limits.names)))
         self._timeline: Timeline | None = None
         self._deadline = np.inf  # HOLD when it passes without a new chunk
@@ -150,12 +152,13 @@ class SafetyFilter:
             position, velocity = np.array(position, np.float64), np.array(velocity, np.float64)
         except (TypeError, ValueError):
             return
-        if position.shape != self.limits.low.shape or not np.isfinite(position).all() or not np.isfinite(received_at):
+        if position.shape != self.limits.low.shape or not _finite(position) or not math.isfinite(received_at):
             return
         if velocity.shape != position.shape:
             velocity = np.zeros_like(position)
-        self._measured, self._speed = position, np.where(np.isfinite(velocity), velocity, 0.0)
-        self._measured_at = received_at
+        elif not _finite(velocity):
+            velocity = np.where(np.isfinite(velocity), velocity, 0.0)
+        self._measured, self._speed, self._measured_at = position, velocity, received_at
 
     def set_estop(self, pressed: bool, received_at: float) -> None:
         """The e-stop's state; any value is a heartbeat. Pressed, it latches ESTOP at once."""
@@ -187,7 +190,7 @@ class SafetyFilter:
             obstacle: why the caller cannot drive the robot (no subscriber, ...); refuses `arm`.
         """
         before = self._machine
-        inputs = self._inputs(now, self._standing() if mode == "arm" else "")
+        inputs = self._inputs(now, self._standing() if mode == "arm" else "", moving=not self._at_rest)
         after, refusal = transitions.request(before, mode, inputs, self.config, obstacle)
         if refusal:
             self._events.append(f"{mode} refused: {refusal}")
@@ -232,8 +235,9 @@ class SafetyFilter:
         self.counts["chunks"] += 1
         if fault := untimely(chunk, now, self.config):
             return self._reject("late", fault)
-        order = [chunk.names.index(name) for name in self.limits.names]
-        positions = np.asarray(chunk.positions, np.float64)[:, order]
+        positions = np.asarray(chunk.positions, np.float64)
+        if chunk.names != self.limits.names:
+            positions = positions[:, [chunk.names.index(name) for name in self.limits.names]]
         assert self._path is not None
         here = self._path.position[2]
         if self._shadow:
@@ -313,7 +317,8 @@ class SafetyFilter:
         self._silent = self.state is State.ESTOP and self._at_rest
         if self._path is None or self._silent or steps == 0:
             return None
-        self._path = self._path.advance(steps)
+        # One that is told positions or velocities tick by tick gets no further in a missed one; a plan goes on.
+        self._path = self._path.advance(1 if self._streaming else steps)
         if self._streaming and steps > self._ahead and self.motion is not None:
             self._path = self.filter.rest(self.motion.position)
         self._since_sent += steps
@@ -334,7 +339,9 @@ class SafetyFilter:
         if now < self._now - self.filter.dt:
             self.clock_jumped(now)
         self._now = max(self._now, now)
-        steps = round((now - self._grid) / self.filter.dt)
+        # A loop whose phase lies half a tick beside the grid's must not count none and two by turns.
+        elapsed = (now - self._grid) / self.filter.dt
+        steps = 1 if _EARLIEST < elapsed < _LATEST else round(elapsed)
         self._grid += steps * self.filter.dt
         self.counts["missed_ticks"] += max(0, steps - 1)
         return steps
@@ -366,7 +373,7 @@ class SafetyFilter:
         assert self._measured is not None
         assert self._path is not None
         dt, limits = self.filter.dt, self.limits
-        times = self._grid + dt * (2 + np.arange(self._ahead))
+        times = self._grid + self._coming
         times = times[times <= self._timeline.end + dt][:, None]
         if not len(times):
             return self._no_targets, False
@@ -378,8 +385,8 @@ class SafetyFilter:
         near = np.minimum(np.maximum(wanted, low), high)
         targets = np.minimum(np.maximum(near, limits.low), limits.high)
         watched = self._watched
-        clamped = bool((near[0, watched] != wanted[0, watched]).any())
-        boxed = bool((targets[0, watched] != near[0, watched]).any())
+        rows = [rows[0, watched].tolist() for rows in (wanted, near, targets)]
+        clamped, boxed = rows[1] != rows[0], rows[2] != rows[1]
         self.counts["clamped"] += clamped * self._since_sent
         self.counts["boxed"] += boxed * self._since_sent
         return targets, clamped or boxed
@@ -400,7 +407,7 @@ class SafetyFilter:
 
     # ---- what is known
 
-    def _inputs(self, now: float, standing: str = "") -> Inputs:
+    def _inputs(self, now: float, standing: str = "", moving: bool = False) -> Inputs:
         config, estop, deadman, policy, targets = self.config, "", "", "", ""
         if self._estop:
             estop = "the e-stop is pressed"
@@ -421,15 +428,15 @@ class SafetyFilter:
             policy=policy,
             targets=targets,
             standing=standing,
-            moving=not self._at_rest,
+            moving=moving,
         )
 
     def _tracking(self, now: float) -> str:
         """Which joint has been away from its command for too long."""
         if self._shadow or self._measured is None or self.motion is None or self.state not in ACTIVE:
             return ""
-        error = np.abs(self.motion.position - self._measured)[self._watched]
-        worst = int(np.argmax(error))
+        error = [abs(away) for away in (self.motion.position - self._measured)[self._watched].tolist()]
+        worst = error.index(max(error))
         if error[worst] <= self.config.tracking_error:
             self._error_since = np.inf
         elif self._error_since == np.inf:
@@ -520,3 +527,9 @@ class SafetyFilter:
         if (np.abs(self.motion.position - self._measured) > reach).any():
             return None
         return self.limits.clip_position(self._measured)
+
+
+def _finite(values: np.ndarray) -> bool:
+    """Whether all of a few values are: a sum is not finite if one of its terms is not."""
+    total = sum(values.tolist())
+    return total - total == 0.0 or bool(np.isfinite(values).all())
