@@ -189,7 +189,7 @@ def test_a_controller_that_may_be_behind_is_given_the_time_for_it() -> None:
     np.testing.assert_allclose(np.diff(late.times), np.diff(times))
     assert late.positions is plan.positions
     assert unhurried(plan, here - [0.01, 0.0], here, limit).times[0] == pytest.approx(0.06)  # known, not guessed
-    assert unhurried(plan, here, here + [0.0, 0.2], limit).times[0] == pytest.approx(0.4 - UNNOTICED)  # every joint
+    assert unhurried(plan, here, here + np.array([0.0, 0.2]), limit).times[0] == pytest.approx(0.4 - UNNOTICED)
 
 
 def test_where_a_controller_is_on_its_plan_is_what_the_simulated_one_says() -> None:
@@ -199,9 +199,9 @@ def test_where_a_controller_is_on_its_plan_is_what_the_simulated_one_says() -> N
     controller = TrajectoryController(("a", "b"), np.zeros(2))
     goal = Goal(0, ("a", "b"), plan.times, plan.positions, plan.velocities, plan.velocities * np.nan)
     assert not controller.accept(goal, Moment(0.0, 0, 0.002, np.zeros(2), np.zeros(2)))
-    for time in (0.0, 0.02, 0.05, 0.07, 0.1, 0.19, 0.2, 0.5):
-        expected = controller.sample(time)
-        position, velocity = passed(plan, np.zeros(2), np.zeros(2), time)
+    for at in (0.0, 0.02, 0.05, 0.07, 0.1, 0.19, 0.2, 0.5):
+        expected = controller.sample(at)
+        position, velocity = passed(plan, np.zeros(2), np.zeros(2), at)
         np.testing.assert_allclose(position, expected.position, atol=1e-12)
         np.testing.assert_allclose(velocity, expected.velocity, atol=1e-12)
 
