@@ -188,12 +188,11 @@ class CycloneTransport:
             self._waitset.wait(second)
             with self._lock:
                 sources = list(self._sources)
-            self._view.update()
-            for source in sources:
+            for take_in in (self._view.update, *(source.drain for source in sources)):
                 if self._closing:
                     return
                 try:
-                    source.drain()
+                    take_in()
                 except Exception:  # one reader's trouble is not the others'
                     log.exception("node %s", self.node)
 

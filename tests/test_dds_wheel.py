@@ -48,6 +48,34 @@ def test_threads_that_look_at_endpoints_do_not_get_each_others_policies() -> Non
     assert not wrong, (len(wrong), wrong[0])
 
 
+_CROWDED = """
+import sys, time
+from embodied.robot_bridge import messages as m
+from embodied.robot_bridge.qos import DEFAULT
+from embodied.robot_bridge.transport_cyclone import CycloneTransport
+sys.setswitchinterval(1e-5)
+watching = [CycloneTransport(f"node{k}", int(sys.argv[1])) for k in range(4)]
+missing = 0
+for _ in range(60):
+    guest = CycloneTransport("guest", int(sys.argv[1]))
+    for k in range(6):
+        guest.publisher(f"/t{k}", m.JOINT_STATE, DEFAULT)
+    time.sleep(0.02)
+    missing += sum(not end.type_hash for node in watching for end in node.graph().endpoints)
+    guest.close()
+for node in watching:
+    node.close()
+print(missing)
+"""
+
+
+def test_several_nodes_of_one_process_see_every_type_hash() -> None:
+    """As an operator's node does beside the preflight's. Unmended, hashes are missing or a node's thread dies."""
+    command = [sys.executable, "-c", _CROWDED, str(fresh_domain())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("0", "")
+
+
 _LOOKING = """
 import sys, time
 from embodied.robot_bridge import messages as m
