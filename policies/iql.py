@@ -15,9 +15,15 @@ from torch import Tensor
 from embodied.contracts.batch import Batch
 from embodied.policies.bundle import unstack
 from embodied.policies.configure import Count, Nonnegative, Positive, Share
-from embodied.policies.critics import make_critic, value_head
+from embodied.policies.critics import make_critic, start_at, value_head
 from embodied.policies.loop import Adam, load_module, module_tensors, update_target
-from embodied.policies.losses import advantage_weight, expectile_loss, gaussian_log_prob, td_target
+from embodied.policies.losses import (
+    advantage_weight,
+    expectile_weight,
+    gaussian_log_prob,
+    gaussian_log_prob_gradient,
+    td_target,
+)
 from embodied.policies.networks import Actor, Value, clip_actions, generators
 
 
@@ -91,28 +97,40 @@ class IQL:
         draws = generators(seeds)
         sizes = config.hidden_sizes
         self.actor = Actor(draws, observation_size, action_size, sizes).to(device)
-        self.critic = make_critic(value_head(config), draws, observation_size, action_size, sizes).to(device)
-        self.value = Value(draws, observation_size, sizes).to(device)
+        head = value_head(config)
+        self.critic = make_critic(head, draws, observation_size, action_size, sizes).to(device)
+        self.value = start_at(head, Value(draws, observation_size, sizes)).to(device)
         self.target_critic = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_optimizer = Adam(self.actor, config.learning_rate)
         self.critic_optimizer = Adam(self.critic, config.learning_rate)
         self.value_optimizer = Adam(self.value, config.learning_rate)
 
-    def value_loss(self, batch: Batch, q: Tensor) -> tuple[Tensor, Tensor]:
-        """(S,) mean expectile loss of q - V(s), and V(s) (S, B). `q`: min of the target critics, (S, B)."""
-        value = self.value(batch["observations"])
-        return expectile_loss(q - value, self.config.expectile).mean(-1), value
+    def value_loss(self, q: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(S,) mean expectile loss of q - V(s), and its gradient by V (S, B). `q` (S, B): min of the target critics."""
+        difference = q - value
+        weight = expectile_weight(difference, self.config.expectile)
+        return (weight * difference.square()).mean(-1), weight * difference * (-2.0 / value.shape[-1])
 
-    def actor_loss(self, batch: Batch, advantage: Tensor) -> tuple[Tensor, Tensor]:
-        """(S,) -mean[min(exp(beta A), max_weight) log pi(a|s)], and the weights (S, B)."""
+    def actor_loss(
+        self, actions: Tensor, mean: Tensor, log_std: Tensor, advantage: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """(S,) -mean[min(exp(beta A), max_weight) log pi(a|s)].
+
+        Returns:
+            The loss; its gradients by mean (S, B, A) and log_std (S, 1, A); log pi(a|s) and the weights, (S, B) each.
+        """
         weight = advantage_weight(advantage, self.config.inverse_temperature, self.config.max_weight)
-        mean, log_std = self.actor(batch["observations"])
-        return -(weight * gaussian_log_prob(mean, log_std, clip_actions(batch["actions"]))).mean(-1), weight
+        log_prob = gaussian_log_prob(mean, log_std, actions)
+        share = (weight / -weight.shape[-1]).unsqueeze(-1)  # of each log-likelihood in the loss, (S, B, 1)
+        by_mean, by_log_std = gaussian_log_prob_gradient(mean, log_std, actions)
+        by_log_std = (share * by_log_std).sum(1, keepdim=True)
+        return -(weight * log_prob).mean(-1), share * by_mean, by_log_std, log_prob, weight
 
-    def critic_loss(self, batch: Batch, next_value: Tensor) -> Tensor:
-        """(S,) mean over B of sum over critics of (Q - r - discount * mask * V(s'))^2. `next_value`: (S, B)."""
-        y = td_target(batch["rewards"], batch["masks"], next_value, self.config.discount)  # (S, B)
-        return self.critic.loss(batch["observations"], clip_actions(batch["actions"]), y).sum(-1)
+    def critic_loss(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(S,) mean over B of sum over critics of (Q - y)^2, or of a histogram's cross-entropy, and its gradient by what
+        the critics put out, (S, E, B, ...) as `outputs`. `y` (S, B): r + discount * mask * V(s')."""
+        loss = self.critic.errors(outputs, y).mean(-1).sum(-1)
+        return loss, self.critic.error_gradient(outputs, y) / y.shape[-1]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One step, in the authors' order. Losses are summed over seeds: each network's gradient is that of its own.
@@ -121,33 +139,52 @@ class IQL:
         2. actor: reads the target critic (of the last step) and the value *after* 1.
         3. critic: reads the value after 1; there is no target value.
         4. target critic: towards the critic after 3.
+
+        The gradients of the losses by what the networks put out are written down beside them: to record these few
+        operations for autograd cost a tenth of the step.
         """
+        observations, actions = batch["observations"], clip_actions(batch["actions"])
         with torch.no_grad():
-            q = self.target_critic(batch["observations"], clip_actions(batch["actions"])).amin(1)  # (S, B)
-        value_loss, value = self.value_loss(batch, q)
-        self.value_optimizer.descend(value_loss.sum())
+            q = self.target_critic(observations, actions).amin(1)  # (S, B)
+        value = self.value(observations)
         with torch.no_grad():
-            new_value = self.value(batch["observations"])
+            value_loss, by_value = self.value_loss(q, value)
+        self.value_optimizer.descend_from([value], [by_value])
+        with torch.no_grad():
+            advantage = q - self.value(observations)
             next_value = self.value(batch["next_observations"])
-        advantage = q - new_value
-        actor_loss, weight = self.actor_loss(batch, advantage)
+
+        mean, log_std = self.actor(observations)
+        with torch.no_grad():
+            actor_loss, by_mean, by_log_std, log_prob, weight = self.actor_loss(actions, mean, log_std, advantage)
         if self.config.cosine_actor:
             fraction = min(self.step / self.steps, 1.0)
             self.actor_optimizer.learning_rate = self.config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * fraction))
-        self.actor_optimizer.descend(actor_loss.sum())
-        critic_loss = self.critic_loss(batch, next_value)
-        self.critic_optimizer.descend(critic_loss.sum())
+        self.actor_optimizer.descend_from([mean, log_std], [by_mean, by_log_std])
+
+        outputs = self.critic.outputs(observations, actions)  # (S, E, B, 1 or bins)
+        with torch.no_grad():
+            y = td_target(batch["rewards"], batch["masks"], next_value, self.config.discount)  # (S, B)
+            critic_loss, by_outputs = self.critic_loss(outputs, y)
+            report = self.critic.report(y)
+        self.critic_optimizer.descend_from([outputs], [by_outputs])
         update_target(self.target_critic, self.critic, self.config.target_update_rate)
         self.step += 1
         return {
-            "value_loss": value_loss.detach(),
-            "actor_loss": actor_loss.detach(),
-            "critic_loss": critic_loss.detach(),
+            "value_loss": value_loss,
+            "actor_loss": actor_loss,
+            "critic_loss": critic_loss,
             "value": value.detach().mean(-1),
             "advantage": advantage.mean(-1),
             "weight": weight.mean(-1),
-            **self.critic.report(td_target(batch["rewards"], batch["masks"], next_value, self.config.discount)),
+            "log_prob": log_prob.mean(-1),
+            **report,
         }
+
+    @torch.no_grad()
+    def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """(S, B) min of the target critics: what the policy is told an action is worth."""
+        return self.target_critic(observations, clip_actions(actions)).amin(1)
 
     def actor_state(self, index: int) -> dict[str, Tensor]:
         """The actor of one seed, as a bundle takes it."""

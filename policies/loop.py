@@ -8,7 +8,7 @@ packages.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.optim.adam import adam
 
 from embodied.contracts.errors import ConfigError, TrainingError
 from embodied.contracts.provenance import hash_json
@@ -130,7 +129,8 @@ def load_module(prefix: str, module: torch.nn.Module, state: Mapping[str, Tensor
 class Adam:
     """Fused Adam, betas 0.9 and 0.999. Element-wise, so a stack trains as its entries would alone.
 
-    Calls torch's functional form: constructing `torch.optim.Adam` imports the compiler, 5 s of CPU in every process.
+    Calls torch's operator itself: constructing `torch.optim.Adam` imports the compiler, 5 s of CPU in every process,
+    and the functional form sorts the parameters into groups at every step.
     """
 
     def __init__(self, module: torch.nn.Module, learning_rate: float, epsilon: float = 1e-8) -> None:
@@ -139,32 +139,32 @@ class Adam:
         self._names = [name for name, _ in module.named_parameters()]
         self._parameters = [p for _, p in module.named_parameters()]
         self._moments = {kind: [torch.zeros_like(p) for p in self._parameters] for kind in ("mean", "square")}
-        self._steps = [torch.zeros((), device=p.device) for p in self._parameters]
+        self._steps = torch.zeros((), device=self._parameters[0].device)
 
     def descend(self, loss: Tensor) -> None:
         """Gradient of a scalar loss, then one step."""
-        gradients = torch.autograd.grad(loss, self._parameters)
-        self.step(list(gradients))
+        self.step(list(torch.autograd.grad(loss, self._parameters)))
+
+    def descend_from(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+        """One step, from the gradients of a loss by what the network put out."""
+        self.step(list(torch.autograd.grad(outputs, self._parameters, gradients)))
 
     @torch.no_grad()
     def step(self, gradients: list[Tensor]) -> None:
-        adam(
-            self._parameters,  # type: ignore[arg-type]
+        self._steps += 1
+        torch._fused_adam_(
+            self._parameters,
             gradients,
             self._moments["mean"],
             self._moments["square"],
             [],
-            self._steps,
-            fused=True,
-            foreach=False,
-            capturable=False,
-            differentiable=False,
-            amsgrad=False,
+            [self._steps] * len(gradients),
+            lr=self.learning_rate,
             beta1=0.9,
             beta2=0.999,
-            lr=self.learning_rate,
             weight_decay=0.0,
             eps=self.epsilon,
+            amsgrad=False,
             maximize=False,
         )
 
@@ -173,7 +173,7 @@ class Adam:
         state = {
             f"{prefix}.{k}.{n}": v for k, vs in self._moments.items() for n, v in zip(self._names, vs, strict=True)
         }
-        return state | {f"{prefix}.steps": self._steps[0]}
+        return state | {f"{prefix}.steps": self._steps}
 
     @torch.no_grad()
     def load(self, prefix: str, state: Mapping[str, Tensor]) -> None:
@@ -181,15 +181,13 @@ class Adam:
         for kind, moments in self._moments.items():
             for name, moment in zip(self._names, moments, strict=True):
                 moment.copy_(state[f"{prefix}.{kind}.{name}"])
-        for step in self._steps:
-            step.copy_(state[f"{prefix}.steps"])
+        self._steps.copy_(state[f"{prefix}.steps"])
 
 
 @torch.no_grad()
 def update_target(target: torch.nn.Module, online: torch.nn.Module, rate: float) -> None:
     """target <- (1 - rate) target + rate online, in place."""
-    for old, new in zip(target.parameters(), online.parameters(), strict=True):
-        old.lerp_(new, rate)
+    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
 
 
 def _save(learner: Trainable, path: Path, step: int, identity: Mapping[str, Any]) -> None:

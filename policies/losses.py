@@ -38,6 +38,13 @@ def gaussian_log_prob(mean: Tensor, log_std: Tensor, actions: Tensor) -> Tensor:
     return (-0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
+def gaussian_log_prob_gradient(mean: Tensor, log_std: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of `gaussian_log_prob` by mean and by log_std, before any sum over the batch: (..., B, A) each."""
+    inverse = torch.exp(-log_std)
+    z = (actions - mean) * inverse
+    return z * inverse, z.square() - 1.0
+
+
 def success_reward(frame: Tensor, goal: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """Reward and mask of goal-reaching: (0, 0) where frame and goal are the same index, else (-1, 1).
 

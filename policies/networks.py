@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from embodied.policies import relu_network
+
 LOG_STD_RANGE = (-5.0, 2.0)
 
 
@@ -91,13 +93,16 @@ class StackedMLP(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self.norms:
+            return relu_network.apply(x, self._parameters_in_order(), self.num_active)
         for n, layer in enumerate(self.layers):
             x = layer(x)
             if n < self.num_active:
-                x = F.relu(x)
-                if self.norms:
-                    x = self.norms[n](x)
+                x = self.norms[n](F.relu(x))
         return x
+
+    def _parameters_in_order(self) -> list[Tensor]:
+        return [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
 
 
 class Value(nn.Module):

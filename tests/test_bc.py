@@ -9,6 +9,7 @@ import torch
 from embodied.contracts.batch import Batch
 from embodied.policies.bc import BC, BCConfig
 from embodied.policies.iql import IQL, IQLConfig
+from embodied.policies.networks import clip_actions
 
 torch.set_num_threads(1)
 
@@ -45,7 +46,9 @@ def test_it_is_iqls_actor_with_all_weights_one() -> None:
     weighted = IQL(IQLConfig(hidden_sizes=(8,), inverse_temperature=0.0), [5, 6], 3, 2, 10)
     weighted.actor.load_state_dict(cloned.actor.state_dict())
     batch = batch_of(torch.randn(2, 16, 3), torch.rand(2, 16, 2) * 2 - 1)
-    loss, weight = weighted.actor_loss(batch, torch.randn(2, 16))
+    with torch.no_grad():
+        mean, log_std = weighted.actor(batch["observations"])
+        loss, *_, weight = weighted.actor_loss(clip_actions(batch["actions"]), mean, log_std, torch.randn(2, 16))
     assert weight.unique().tolist() == [1.0]
     assert_close(loss, cloned.loss(batch)[0])
 
