@@ -150,6 +150,7 @@ class MujocoRobot:
                 self._fault.name,
                 time=self._physics,
                 wall=self._wall,
+                late=self._clock() - self._wall,
                 stamp_ns=self.stamp,
                 position=position,
                 velocity=velocity,

@@ -26,6 +26,7 @@ def _record(joints: int, actuators: int) -> np.dtype:
         [
             ("time", "<f8"),
             ("wall", "<f8"),
+            ("late", "<f4"),
             ("stamp_ns", "<i8"),
             ("position", "<f8", (joints,)),
             ("velocity", "<f4", (joints,)),
@@ -46,6 +47,8 @@ class RobotRecord:
         joints: J names, the arm's and then the gripper's.
         time: (N,) physics clock [s].
         wall: (N,) the same moments on the host's monotonic clock, as `time.monotonic` reads it in every process [s].
+        late: (N,) how much later the process came to simulate them [s]: with one that the host does not schedule, physics
+            makes up for the time that was lost.
         stamp_ns: (N,) and on the clock of message stamps [ns].
         position, velocity: (N, J) measured after the step [rad, rad/s].
         command: (N, J) what the controllers asked the servos for.
@@ -58,6 +61,7 @@ class RobotRecord:
     joints: tuple[str, ...]
     time: np.ndarray
     wall: np.ndarray
+    late: np.ndarray
     stamp_ns: np.ndarray
     position: np.ndarray
     velocity: np.ndarray
