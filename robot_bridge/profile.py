@@ -126,7 +126,7 @@ class Safety:
         chunk_timeout: HOLD this long after the last usable point [s].
         chunk_max_age: chunks from observations older than this are refused [s].
         clock_skew_max: stamps further in the future than this are refused [s].
-        joint_timeout: HOLD when joint states are older [s].
+        joint_timeout: HOLD when joint states are older; the arm brakes from half of that on [s].
         joint_stop: STOPPED when they are older [s].
         hold_resume: HOLD ends by itself if its cause is gone within this time [s]; later it needs `run`.
         first_chunk_timeout: HOLD when no chunk came so long after `run` [s].
