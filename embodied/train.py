@@ -82,26 +82,34 @@ def touches(config: TrainClone | TrainReward) -> Touches:
 
 
 def train_bc(config: TrainClone, progress: Progress) -> dict[str, Any]:
-    return _train("bc", config, None, progress)
+    return run_training("bc", config, None, progress)
 
 
 def train_iql(config: TrainReward, progress: Progress) -> dict[str, Any]:
-    return _train("iql", config, config.reward, progress)
+    return run_training("iql", config, config.reward, progress)
 
 
 def train_td3bc(config: TrainReward, progress: Progress) -> dict[str, Any]:
-    return _train("td3bc", config, config.reward, progress)
+    return run_training("td3bc", config, config.reward, progress)
 
 
 def train_rebrac(config: TrainReward, progress: Progress) -> dict[str, Any]:
-    return _train("rebrac", config, config.reward, progress)
+    return run_training("rebrac", config, config.reward, progress)
 
 
 def train_cql(config: TrainReward, progress: Progress) -> dict[str, Any]:
-    return _train("cql", config, config.reward, progress)
+    return run_training("cql", config, config.reward, progress)
 
 
-def _train(learner: str, config: TrainClone | TrainReward, reward: str | None, progress: Progress) -> dict[str, Any]:
+def run_training(
+    learner: str, config: Any, reward: str | None, progress: Progress, model: Any = None
+) -> dict[str, Any]:
+    """Train by a learner of `policies.train.LEARNERS`; the verb's result.
+
+    Args:
+        config: of a verb: `TrainReward`, or another with its fields.
+        model: what a model-based learner rolls out in.
+    """
     from embodied.contracts.provenance import provenance
     from embodied.datasets.store import EpisodeStore
     from embodied.policies.bundle import load_value
@@ -113,6 +121,8 @@ def _train(learner: str, config: TrainClone | TrainReward, reward: str | None, p
     inputs = {"dataset": store.fingerprint}
     if reward not in (None, "source"):
         inputs[f"label/{reward}"] = hashlib.sha256(store.label(reward).score.tobytes()).hexdigest()
+    if model is not None:
+        inputs["dynamics"] = model.fingerprint
     value = load_value(config.encoder) if config.encoder else None
     if value is not None:
         inputs["encoder"] = value.fingerprint
@@ -131,6 +141,7 @@ def _train(learner: str, config: TrainClone | TrainReward, reward: str | None, p
         provenance(f"train {learner}", to_json(config), inputs),
         progress=progress,
         device=torch_device(config.device),
+        model=model,
     )
     last = read_metrics(config.out)[-1]
     return {

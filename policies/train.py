@@ -12,7 +12,7 @@ import numpy as np
 from embodied.contracts.errors import ConfigError, InputError, suggest
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.resident import transition_batches
-from embodied.policies import bc, cql, iql, rebrac, td3bc
+from embodied.policies import bc, cql, edac, iql, mopo, ravl, rebrac, td3bc
 from embodied.policies.bundle import PolicyContract, save_policy
 from embodied.policies.configure import configure
 from embodied.policies.critics import with_support
@@ -20,6 +20,7 @@ from embodied.policies.loop import Progress, run_loop
 from embodied.policies.networks import ImageEncoder
 from embodied.policies.normalize import apply_statistics, fit_statistics, normalize_rewards
 from embodied.policies.returns import returns_to_go
+from embodied.policies.rollouts import roll_out
 
 # name -> learner, its configuration, its presets, the preset used when none is named
 LEARNERS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
@@ -28,6 +29,9 @@ LEARNERS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "td3bc": (td3bc.TD3BC, td3bc.TD3BCConfig, td3bc.PRESETS, td3bc.DEFAULT_PRESET),
     "rebrac": (rebrac.ReBRAC, rebrac.ReBRACConfig, rebrac.PRESETS, rebrac.DEFAULT_PRESET),
     "cql": (cql.CQL, cql.CQLConfig, cql.PRESETS, cql.DEFAULT_PRESET),
+    "edac": (edac.EDAC, edac.EDACConfig, edac.PRESETS, edac.DEFAULT_PRESET),
+    "ravl": (ravl.RAVL, ravl.RAVLConfig, ravl.PRESETS, ravl.DEFAULT_PRESET),
+    "mopo": (mopo.MOPO, mopo.MOPOConfig, mopo.PRESETS, mopo.DEFAULT_PRESET),
 }
 
 
@@ -155,6 +159,7 @@ def train(
     checkpoint_every: int = 1000,
     progress: Progress | None = None,
     device: str = "cpu",
+    model: Any = None,
 ) -> Path:
     """Train `seeds` together for `steps` updates; resumes what `out` holds.
 
@@ -163,6 +168,7 @@ def train(
         contract, encoder: written into the bundles. Without a contract no bundle is written.
         provenance: dataset fingerprint, label set and so on; seed, steps and reward normalisation are added.
         progress: called with (done, total, text) at each log.
+        model: what a model-based learner rolls out in, `Dynamics` or another `rollouts.Model`.
 
     Returns:
         `<out>/train.json`, which lists the bundles `<out>/seed_000/` ... and names `metrics.jsonl`.
@@ -183,18 +189,22 @@ def train(
         )
         config = with_support(config, reward, data)
     learner = learner_class(config, seeds, data.observations.shape[1], data.actions.shape[1], steps, device)
+    if getattr(learner_class, "needs_dynamics", False):
+        learner = roll_out(learner, model, data, contract, reward_record, seeds, device)
     identity = {
         "learner": learner_name,
         "config": dataclasses.asdict(config),
         "seeds": seeds,
         "steps": steps,
         "data": data.fingerprint(),
+        **({"model": getattr(model, "fingerprint", "")} if model is not None else {}),
     }
     wanted, returns = getattr(learner, "optional_keys", ()), None
     if "returns" in wanted:
         returns = returns_to_go(reward, data.masks, data.frame, data.next_frame, config.discount)
     options = {"returns": returns, "next_actions": "next_actions" in wanted}
     with transition_batches(data, reward, seeds, config.batch_size, steps, device, **options) as batch:
+        batch = learner.mixed(batch) if model is not None else batch
         run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
     names = []
     if contract is not None:

@@ -1,0 +1,81 @@
+"""`embodied train edac`, `train ravl`, `train mopo`: critics in numbers, without a model of the dynamics and on one."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tyro.conf import Positional
+
+from embodied.config import Setting, torch_device
+from embodied.contracts.errors import InputError
+from embodied.progress import Progress
+from embodied.train import TrainReward, run_training
+from embodied.train import touches as touches_reward
+from embodied.verbs import Touches
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainModelBased:
+    """Train on short rollouts of learned dynamics, several seeds at once, one policy bundle per seed; resumes.
+
+    Attributes:
+        store: EpisodeStore to learn from, where rollouts begin.
+        reward: label set, or `source`; the one that the dynamics learned.
+        dynamics: bundle of 'embodied train dynamics'.
+        out: folder to write: seed_000/ ... (bundles), metrics.jsonl, a checkpoint.
+        keys: observation keys of the policy; by default those of the dynamics.
+        seeds: how many policies.
+        seed: of the first; the others follow.
+        steps: gradient steps.
+        preset: short (default, ours, for a CPU), or a D4RL dataset: hopper-medium, walker2d-medium-expert, ...
+        settings: changes to the preset, for example rollout_length 3 rollouts 5000.
+        device: cpu or cuda.
+    """
+
+    store: Positional[Path]
+    reward: str
+    dynamics: Path
+    out: Path
+    keys: tuple[str, ...] = ()
+    seeds: int = 5
+    seed: int = 0
+    steps: int = 5000
+    preset: str | None = None
+    settings: dict[str, Setting] = dataclasses.field(default_factory=dict)
+    device: str = "cpu"
+
+    @property
+    def encoder(self) -> None:
+        """Dynamics know numbers, not pictures."""
+
+
+def touches(config: TrainReward | TrainModelBased) -> Touches:
+    if isinstance(config, TrainReward):
+        return touches_reward(config)
+    labels = [] if config.reward == "source" else [config.store / "labels" / config.reward]
+    return Touches((config.store, config.dynamics, *labels), (config.out,), resumable=True)
+
+
+def train_edac(config: TrainReward, progress: Progress) -> dict[str, Any]:
+    return run_training("edac", config, config.reward, progress)
+
+
+def train_ravl(config: TrainModelBased, progress: Progress) -> dict[str, Any]:
+    return _train("ravl", config, progress)
+
+
+def train_mopo(config: TrainModelBased, progress: Progress) -> dict[str, Any]:
+    return _train("mopo", config, progress)
+
+
+def _train(learner: str, config: TrainModelBased, progress: Progress) -> dict[str, Any]:
+    from embodied.policies.dynamics_bundle import load_dynamics
+
+    model = load_dynamics(config.dynamics, torch_device(config.device))
+    if model.facts["reward"] != config.reward:
+        raise InputError(
+            f"--reward {config.reward}: {config.dynamics} learned the reward '{model.facts['reward']}'.\n"
+            "Recorded and imagined steps must be paid alike: name that one, or train dynamics on this one."
+        )
+    keys = config.keys or tuple(model.facts["contract"].observations)
+    return run_training(learner, dataclasses.replace(config, keys=keys), config.reward, progress, model)
