@@ -6,6 +6,7 @@ critics with `make_critic(value_head(config), ...)` and never asks which kind th
     values(s, a) -> (S, E, B)        decoded action values; calling the critic does the same
     loss(s, a, y) -> (S, E)          mean over B, y (S, B) or (S, E, B)
     outputs, decode, errors          the same in steps, where one forward pass serves two terms
+    error_gradient(outputs, y)       of errors by outputs, for a learner that goes without autograd there
     report(y) -> metrics             `outside_support` of a histogram: share of targets that had to be clamped
 
 State values stay numbers: an expectile of a histogram's value is taken of the decoded value.
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from embodied.contracts.errors import ConfigError, suggest
 from embodied.policies.hl_gauss import Support, cross_entropy, expectation, monte_carlo_returns, return_support
-from embodied.policies.networks import StackedMLP
+from embodied.policies.networks import StackedMLP, Value
 
 HEADS = ("mse", "hl_gauss")
 
@@ -74,6 +75,17 @@ def with_support(config: Any, rewards: np.ndarray, data: Any) -> Any:
     return dataclasses.replace(config, value_support=(support.low, support.high))
 
 
+def start_at(head: ValueHead, value: Value) -> Value:
+    """A state value that begins where the critics begin: a histogram with even logits stands for its support's middle.
+
+    Begun at 0, its first errors and advantages would be half the support.
+    """
+    if head.support is not None:
+        with torch.no_grad():
+            value.mlp.layers[-1].bias.add_((head.support.low + head.support.high) / 2)
+    return value
+
+
 class ScalarCritic(nn.Module):
     """E action values per seed: observations (S, B, D), actions (S, B, A) -> (S, E, B)."""
 
@@ -105,6 +117,10 @@ class ScalarCritic(nn.Module):
     def errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """(S, E, B, size), targets (S, B) or (S, E, B) -> squared errors (S, E, B)."""
         return (self.decode(outputs) - _for_members(targets, outputs)).square()
+
+    def error_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Of each of the `errors` by its own outputs: (S, E, B, size)."""
+        return 2.0 * (outputs - _for_members(targets, outputs).unsqueeze(-1))
 
     def report(self, targets: Tensor) -> dict[str, Tensor]:
         """Metrics (S,) that only this kind has."""
@@ -146,6 +162,9 @@ class HistogramCritic(ScalarCritic):
 
     def errors(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(outputs, self.support.project(_for_members(targets, outputs)))
+
+    def error_gradient(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return torch.softmax(outputs, -1) - self.support.project(_for_members(targets, outputs))
 
     def report(self, targets: Tensor) -> dict[str, Tensor]:
         outside = self.support.outside(targets).to(targets.dtype)

@@ -127,7 +127,7 @@ class IQL:
         return -(weight * log_prob).mean(-1), share * by_mean, by_log_std, log_prob, weight
 
     def critic_loss(self, outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(S,) mean over B of sum over critics of (Q - y)^2, or of a histogram's cross-entropy, and its gradient by what
+        """(S,) mean over B of sum over critics of (Q - y)^2 or of a histogram's cross-entropy, and its gradient by what
         the critics put out, (S, E, B, ...) as `outputs`. `y` (S, B): r + discount * mask * V(s')."""
         loss = self.critic.errors(outputs, y).mean(-1).sum(-1)
         return loss, self.critic.error_gradient(outputs, y) / y.shape[-1]
