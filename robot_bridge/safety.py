@@ -341,7 +341,7 @@ class SafetyFilter:
         self._now = max(self._now, now)
         # A loop whose phase lies half a tick beside the grid's must not count none and two by turns.
         elapsed = (now - self._grid) / self.filter.dt
-        steps = 1 if _EARLIEST < elapsed < _LATEST else round(elapsed)
+        steps = 1 if _EARLIEST < elapsed < _LATEST else max(0, round(elapsed))
         self._grid += steps * self.filter.dt
         self.counts["missed_ticks"] += max(0, steps - 1)
         return steps
