@@ -218,8 +218,20 @@ class CycloneTransport:
         self._guard.set(True)
         if threading.current_thread() is not self._thread:
             self._thread.join(timeout=3)
-        # Deleting the participant deletes its entities; the wheel's objects then only forget their handles.
+        # Deleting the participant deletes its entities; the wheel's objects must not do it a second time, when they are
+        # collected, by numbers that may be others' by then.
+        _let_go(self._participant._ref)
         self._participant._delete(self._participant._ref)  # type: ignore[operator]
+
+
+def _let_go(participant: int) -> None:
+    """Make the wheel's objects of a participant and of all that belongs to it end without deleting anything."""
+    from cyclonedds.core import Entity
+
+    entities: Any = Entity._entities
+    for entity in list(entities.values()):
+        if entity._get_participant(entity._ref) == participant:  # type: ignore[operator]
+            entities.pop(entity._ref, None)
 
 
 def _known(message_type: str) -> str:

@@ -1,15 +1,22 @@
 """What the cyclonedds wheel does wrong and is mended: descriptions mixed up among threads, memory never freed."""
 
+import gc
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from transport_conformance import fresh_domain
+from transport_conformance import fresh_domain, ignore
 
 from embodied.robot_bridge import dds_wheel
+from embodied.robot_bridge import messages as m
+from embodied.robot_bridge.qos import DEFAULT
+from embodied.robot_bridge.transport_cyclone import CycloneTransport
 
 
 def test_threads_that_look_at_endpoints_do_not_get_each_others_policies() -> None:
@@ -74,6 +81,24 @@ def test_several_nodes_of_one_process_see_every_type_hash() -> None:
     command = [sys.executable, "-c", _CROWDED, str(fresh_domain())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert (done.stdout.strip(), done.stderr) == ("0", "")
+
+
+def test_a_closed_node_deletes_itself_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its objects are collected any time later, when their numbers may be those of another node's entities."""
+    from cyclonedds.core import Entity
+
+    deleted: list[int] = []
+    delete: Any = Entity._delete
+    monkeypatch.setattr(Entity, "_delete", lambda self, ref: (deleted.append(ref), delete(self, ref)))
+    node = CycloneTransport("node", fresh_domain())
+    participant = node._participant._ref
+    node.publisher("/a", m.STRING, DEFAULT)
+    node.subscriber("/b", m.STRING, DEFAULT, ignore)
+    node.service("/c", m.TRIGGER, lambda request: request)
+    node.close()
+    del node
+    gc.collect()
+    assert deleted == [participant]
 
 
 _LOOKING = """
