@@ -317,7 +317,8 @@ def test_a_bundle_gives_back_the_same_dynamics(tmp_path: Path, trained: tuple[Dy
     for one, other in zip(
         loaded.step(s, a, np.random.default_rng(3)), ensemble.step(s, a, np.random.default_rng(3)), strict=True
     ):
-        assert one is other is None or np.array_equal(one, other)
+        assert (one is None) == (other is None)
+        assert one is None or other is None or torch.equal(one, other)
     np.testing.assert_array_equal(
         loaded.facts["contract"].normalizer["state"]["mean"], training.scales.input_mean[:D].numpy()
     )
