@@ -37,6 +37,11 @@ from embodied.robot_bridge.safety_node import CHUNK_TOPIC
 ADAPTERS = ("forward_position", "jtc")
 WARM_UP = 3.0  # after `run`, not counted [s]
 WINDOW = 10.0  # over which the safety process itself keeps its figures [s]
+# A tick begins before it looks at what arrived. `tick_to_command` ends when the command is written, in the ticks that
+# send one; `tick` ends after everything else that a tick does (what was sent, for the recorder; the state; events).
+TICK_FIGURES = tuple(
+    f"{part}_{share}_ms" for part in ("tick_to_command", "tick", "lateness") for share in ("p50", "p99")
+)
 
 
 # ---- in the processes of the bridge
@@ -194,8 +199,7 @@ def measure(parts: dict[str, Path], adapter: str, seconds: float) -> dict[str, A
             for _ in range(max(1, round(seconds / WINDOW))):
                 time.sleep(min(WINDOW, seconds))
                 load.append(os.getloadavg()[0])
-                keys = ("tick_p50_ms", "tick_p99_ms", "lateness_p50_ms", "lateness_p99_ms")
-                ticks.append({key: float(deployment.state[key]) for key in keys})
+                ticks.append({key: float(deployment.state[key]) for key in TICK_FIGURES})
             ended_ns, state = time.time_ns(), dict(deployment.state)
             deployment.request("stop", "STOPPED")
             time.sleep(0.3)

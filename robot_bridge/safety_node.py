@@ -20,6 +20,7 @@ import contextlib
 import functools
 import logging
 import operator
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +50,7 @@ MODES = ("arm", "run", "hold", "stop", "reset")
 SIM_POLLS = 4  # how often simulated time is looked at per tick
 CLOCK_SILENCE = 1.0  # with sim time, /clock may stand still for so long on the wall clock [s]
 BRAKING = 0.3  # ... and then so much time is taken to have passed [s]
+SWITCH_INTERVAL = 0.0005  # a tick waits at most this for the thread that receives, not Python's usual 0.005 [s]
 _BURST = 16  # joint states kept for a tick: after a pause the older ones of a burst are of no use
 _QUEUE = 1000  # other messages kept for a tick, per topic
 _RECEIVED_AT = operator.itemgetter(2)
@@ -391,6 +393,7 @@ def run(node: SafetyNode, rate: Rate, stop: Stop) -> None:
 
 def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     transport = open_transport("safety", options)
+    sys.setswitchinterval(SWITCH_INTERVAL)
     ros_time = RosTime(transport, options.use_sim_time, profile.topics.clock)
     node = SafetyNode(profile, transport, ros_time.seconds, ros_time.now_ns, options.shadow, options.use_sim_time)
     rate = node.rate = Rate(profile.safety.rate_hz * (SIM_POLLS if options.use_sim_time else 1))

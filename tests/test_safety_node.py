@@ -249,6 +249,7 @@ def test_state_is_published_ten_times_a_second_and_at_every_change(tmp_path: Pat
     assert 0 <= float(last["joints_age_ms"]) <= 20
     assert 0 <= float(last["gripper_age_ms"]) <= 20
     assert 0 < float(last["tick_p50_ms"]) <= float(last["tick_p99_ms"])
+    assert 0 < float(last["tick_to_command_p50_ms"]) <= float(last["tick_to_command_p99_ms"])
     assert float(last["lateness_p99_ms"]) == pytest.approx(0.0, abs=0.01)
     # A chunk is offered when it is observed; the next tick sends it.
     assert float(last["observation_to_command_p99_ms"]) == pytest.approx(10.0, abs=1.0)

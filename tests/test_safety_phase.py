@@ -10,7 +10,8 @@ from embodied.robot_bridge.profile import Safety
 from embodied.robot_bridge.safety import SafetyFilter
 
 DT, NAMES = 0.005, ("one", "two")
-LIMITS = Limits(NAMES, *(np.full(2, x) for x in (-3.0, 3.0, 1.0, 8.0, 500.0, 0.5)))
+LOW, HIGH, VELOCITY, ACCELERATION, JERK, MAX_STEP = (np.full(2, x) for x in (-3.0, 3.0, 1.0, 8.0, 500.0, 0.5))
+LIMITS = Limits(NAMES, LOW, HIGH, VELOCITY, ACCELERATION, JERK, MAX_STEP)
 SAFETY = Safety(rate_hz=1 / DT, deadman_required=False, chunk_horizon=1.0, max_clamped_time=9.0)
 
 
