@@ -26,6 +26,7 @@ MIN_POINTS = 3
 # lag: the point lies on the newest plan.
 SOONEST = 0.05
 UNNOTICED = 0.015  # a controller that may be this far behind is not waited for; less is how long messages take [s]
+_SLOW = 0.02  # share of the velocity limit below which a controller counts as standing
 _FRESH = 0.02  # joints heard so recently show how far the robot is behind what it is told now [s]
 _STEP = 0.002  # between points where the robot stands still [s]
 HORIZON = 0.15  # a trajectory lasts at least this long, so that one lost message does not end it [s]
@@ -49,16 +50,24 @@ def shaped(plan: Plan) -> Plan:
     return Plan(times, positions, velocities)
 
 
-def unhurried(plan: Plan, on_time: np.ndarray, behind: np.ndarray, velocity: np.ndarray) -> Plan:
+def unhurried(plan: Plan, on_time: np.ndarray, speed: np.ndarray, behind: np.ndarray, velocity: np.ndarray) -> Plan:
     """The plan, so much later that the way to its first point keeps the velocity limits, but for UNNOTICED.
 
+    Not so late that a controller that is on time would shoot past that point: a cubic from position p and speed v to
+    rest at distance d overshoots where it takes longer than 3 d / v.
+
     Args:
-        on_time, behind: (J,) where the controller is when it starts, if messages come at once and if they came late.
+        on_time, speed: (J,) the controller's state when it starts, if messages come at once.
+        behind: (J,) where it is if they came late.
         velocity: (J,) limits.
     """
-    sure, maybe = (float((np.abs(plan.positions[0] - place) / velocity).max()) for place in (on_time, behind))
-    later = max(sure, maybe - UNNOTICED) - float(plan.times[0])
-    return Plan(plan.times + later, plan.positions, plan.velocities) if later > 0 else plan
+    first = float(plan.times[0])
+    way = plan.positions[0] - on_time
+    sure, maybe = (float((np.abs(x) / velocity).max()) for x in (way, plan.positions[0] - behind))
+    moving = np.abs(speed) > _SLOW * velocity
+    longest = (3 * np.maximum(way * np.sign(speed), 0.0) / np.where(moving, np.abs(speed), 1.0))[moving]
+    start = max(sure, min(maybe - UNNOTICED, float(longest.min(initial=np.inf))), first)
+    return Plan(plan.times + (start - first), plan.positions, plan.velocities) if start > first else plan
 
 
 def passed(plan: Plan, position: np.ndarray, velocity: np.ndarray, time: float) -> tuple[np.ndarray, np.ndarray]:
@@ -114,6 +123,6 @@ class JtcAdapter(TopicAdapter):
         on_time, speed = motion.position, motion.velocity
         if self._sent is not None and now >= self._sent[0]:  # else the clock jumped back
             on_time, speed = passed(self._sent[1], *self._sent[2:], now - self._sent[0])
-        plan = unhurried(plan, on_time, behind, self.limits.velocity)
+        plan = unhurried(plan, on_time, speed, behind, self.limits.velocity)
         self._sent = (now, plan, on_time, speed)
         return plan

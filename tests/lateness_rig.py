@@ -22,7 +22,7 @@ PERIOD = 0.005  # of robot and safety process [s]
 VELOCITY, ACCELERATION, JERK = 0.7, 4.0, 100.0
 BRAKING = VELOCITY / ACCELERATION + ACCELERATION / JERK  # from full speed to rest [s]
 SERVO = 0.1  # how much later the simulated servos come to rest [s]
-_LIMIT = {"position": [-1.9, 1.9], "velocity": VELOCITY, "acceleration": ACCELERATION, "jerk": JERK, "max_step": 0.3}
+LIMIT = {"position": [-1.9, 1.9], "velocity": VELOCITY, "acceleration": ACCELERATION, "jerk": JERK, "max_step": 0.3}
 
 
 class LateRig(Rig):
@@ -31,7 +31,7 @@ class LateRig(Rig):
     def __init__(
         self, folder: Path, safety: dict[str, Any] | None = None, joint: dict[str, Any] | None = None, **changes: Any
     ) -> None:
-        limit = joint or _LIMIT
+        limit = joint or LIMIT
         limits = {**PROFILE["limits"], "shoulder": limit, "elbow": limit}  # type: ignore[dict-item]
         config = {"deadman_required": False, "tracking_error": 0.2, "rate_hz": 1 / PERIOD, **(safety or {})}
         rates = {"joint_states_hz": 1 / PERIOD, "cameras_hz": 10.0}

@@ -179,17 +179,19 @@ def test_a_short_plan_is_padded_and_a_plan_keeps_its_points() -> None:
 
 
 def test_a_controller_that_may_be_behind_is_given_the_time_for_it() -> None:
-    limit, here = np.array([1.0, 0.5]), np.zeros(2)
+    limit, here, still = np.array([1.0, 0.5]), np.zeros(2), np.zeros(2)
     times = np.array([0.05, 0.1, 0.2])
     plan = Plan(times, np.array([[0.05, 0.0], [0.1, 0.0], [0.1, 0.0]]), np.zeros((3, 2)))
-    assert unhurried(plan, here, here, limit) is plan
-    assert unhurried(plan, here, here - [UNNOTICED, 0.0], limit) is plan  # messages take some milliseconds
-    late = unhurried(plan, here, here - [0.3, 0.0], limit)
+    assert unhurried(plan, here, still, here, limit) is plan
+    assert unhurried(plan, here, still, here - [UNNOTICED, 0.0], limit) is plan  # messages take some milliseconds
+    late = unhurried(plan, here, still, here - [0.3, 0.0], limit)
     assert late.times[0] == pytest.approx(0.35 - UNNOTICED)
     np.testing.assert_allclose(np.diff(late.times), np.diff(times))
     assert late.positions is plan.positions
-    assert unhurried(plan, here - [0.01, 0.0], here, limit).times[0] == pytest.approx(0.06)  # known, not guessed
-    assert unhurried(plan, here, here + np.array([0.0, 0.2]), limit).times[0] == pytest.approx(0.4 - UNNOTICED)
+    assert unhurried(plan, here - [0.01, 0.0], still, here, limit).times[0] == pytest.approx(0.06)  # known, not guessed
+    assert unhurried(plan, here, still, here + np.array([0.0, 0.2]), limit).times[0] == pytest.approx(0.4 - UNNOTICED)
+    fast = np.array([0.5, 0.0])  # one that is on time must not shoot past the first point
+    assert unhurried(plan, here, fast, here - [0.5, 0.0], limit).times[0] == pytest.approx(3 * 0.05 / 0.5)
 
 
 def test_where_a_controller_is_on_its_plan_is_what_the_simulated_one_says() -> None:
@@ -208,18 +210,21 @@ def test_where_a_controller_is_on_its_plan_is_what_the_simulated_one_says() -> N
 
 def test_the_usual_lag_is_learnt_and_lateness_is_what_exceeds_it() -> None:
     limits = tiny_limits()
-    lag, still = Lag(limits), np.zeros(2)
-    motion = Motion(np.zeros(2), np.array([2.0, -1.0]), still)
-    for _ in range(100):
-        lag.hear(np.zeros(2), motion, np.array([-0.06, 0.02]))
-    np.testing.assert_allclose(lag.usual, [0.03, 0.02], atol=1e-9)
-    np.testing.assert_allclose(lag.excess, 0.0, atol=1e-9)
-    for _ in range(50):  # commands come 0.1 s late for a quarter of a second
-        lag.hear(np.zeros(2), motion, np.array([-0.26, 0.12]))
+    lag, speed = Lag(limits), np.array([2.0, -1.0])
+    motion = Motion(np.zeros(2), speed, np.zeros(2))
+    told = np.zeros(2)
+    for step in range(150):  # at last, commands come 0.1 s late for half a second
+        told = told + 0.01 * speed
+        lag.hear(told, motion, told - speed * [0.03, 0.02] - (0.1 * speed if step >= 100 else 0.0))
+        if step == 99:
+            np.testing.assert_allclose(lag.usual, [0.03, 0.02], atol=1e-9)
+            np.testing.assert_allclose(lag.excess, 0.0, atol=1e-9)
     np.testing.assert_allclose(lag.usual, [0.03, 0.02], atol=3e-3)
     np.testing.assert_allclose(lag.excess, [0.2, -0.1], atol=5e-3)
-    slow = Motion(still, np.array([0.2, 0.0]), still)
-    lag.hear(np.zeros(2), slow, np.array([-0.5, 0.0]))  # an obstacle: nothing is learnt from it
+    lag.hear(told + 1e-9, motion, told - [0.06, 0.5])  # an encoder that jumped is not late
+    assert lag.excess[1] == 0.0
+    assert lag.excess[0] == pytest.approx(0.0, abs=5e-3)
+    lag.hear(told, Motion(told, speed / 10, np.zeros(2)), told - [0.6, 0.0])  # an obstacle: nothing is learnt from it
     np.testing.assert_allclose(lag.usual, [0.03, 0.02], atol=3e-3)
 
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from bridge_fixtures import PROFILE
 from lateness_rig import (
     BRAKING,
+    LIMIT,
     PERIOD,
     SERVO,
     VELOCITY,
@@ -35,6 +36,21 @@ def test_an_arm_whose_joints_are_not_heard_is_at_rest_in_time(tmp_path: Path, fa
     rig.run(1.5)
     assert rig.state == "STOPPED"
     assert rig.still_after(since) < rig.profile.safety.joint_timeout + BRAKING + SERVO
+
+
+@pytest.mark.parametrize("by", [0.15, 0.5, -0.15, -0.5])
+def test_an_encoder_that_jumps_does_not_send_the_arm_past_its_limit(tmp_path: Path, by: float) -> None:
+    """It looks like an arm that is far behind: a trajectory that is given long to its first point may overshoot."""
+    rig = LateRig(tmp_path, joint=LIMIT | {"position": [-1.9, 0.8]}, safety={"tracking_error": 0.08})
+    rig.moving()
+    rig.run(0.2)
+    rig.inject("joint_jump", joint="shoulder", by=by)
+    since = rig.now
+    rig.run(2.0)
+    assert rig.still_after(since) < rig.profile.safety.tracking_time + 0.3 + BRAKING + SERVO
+    record = rig.record()
+    assert record.command[:, 0].max() < 0.8 + 1e-3
+    assert asked_speed(record).max() < 1.15
 
 
 @pytest.mark.parametrize("seconds", [0.03, 0.06, 0.09, 0.15, 0.3])
