@@ -6,8 +6,8 @@
   batch 128 each, 101 bins on [-40, 40] (Farebrother et al. 2024, B.4; Lyle et al. 2024). Mean squared error after each
   b over all inputs, mean of two seeds, for squared error, two bins next to the target, and HL-Gauss. How hard the
   regression is depends on the number of inputs and their size, so that is a table.
-- `fixed_point`: of one state that pays 0.3 for ever at discount 0.99, true value 30, on [0, 100]; and with a Gaussian that
-  lacks its left side, as a public implementation has it.
+- `fixed_point`: of one state that pays 0.3 for ever at discount 0.99, true value 30, on [0, 100]; and with a
+  Gaussian that lacks its left side, as a public implementation has it.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def shifts(head: str, inputs: int, size: int, steps: int) -> list[float]:
         with torch.no_grad():
             out = network(x)
             value = out[..., 0] if head == "mse" else expectation(out, centres)
-            errors.append(round(float((value - y - shift).square().mean()), 5))
+            errors.append(float(f"{float((value - y - shift).square().mean()):.3g}"))
     return errors
 
 
