@@ -104,6 +104,8 @@ VERBS: dict[str, Verb] = {
     "train mopo": Verb("embodied.train_model_based:train_mopo", "rollouts of learned dynamics, their doubt penalised"),
     "eval": Verb("embodied.evaluate:evaluate", "success in simulation, with intervals"),
     "compare": Verb("embodied.compare:compare", "intervals of several results side by side"),
+    "select": Verb("embodied.select:select", "rank checkpoints and seeds without a simulator"),
+    "export": Verb("embodied.export:export", "a policy as ONNX or torch.export, with proof of parity"),
     "robot check": Verb("embodied.robot_check:robot_check", "what a robot profile allows and what it lacks"),
     "robot sim": Verb("embodied.robot_sim:robot_sim", "a MuJoCo robot on the ROS 2 graph"),
     "robot watch": Verb("embodied.robot_watch:robot_watch", "the running bridge on a terminal; an operator's keys"),

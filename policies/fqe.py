@@ -28,6 +28,8 @@ from embodied.policies.networks import StackedMLP, generators
 
 CONFIDENCE = 0.95
 MOST_OUTSIDE = 0.25
+MOST_LEFT = 0.05  # discount ** (steps * target_update_rate): share of the way to the fixed point that is left to go
+MOST_DRIFT = 0.05  # change over the last fifth of training, of the greatest value: beyond it values had not settled
 REFERENCE_ROWS, QUERY_ROWS = 20_000, 1_000  # of the search for recorded actions like the policy's
 
 
@@ -36,19 +38,23 @@ class FQEConfig:
     """Attributes:
     discount: of the value that is estimated.
     members: networks per policy, two at least.
-    steps, batch_size, learning_rate, target_update_rate, hidden_sizes: of every network.
+    steps, batch_size, learning_rate, target_update_rate, hidden_sizes: of every network. Values see about
+        steps * target_update_rate steps of the task ahead; that must be 3 / (1 - discount) or more.
     """
 
     discount: Share = 0.99
     members: Count = 5
-    steps: Count = 10_000
-    batch_size: Count = 256
+    steps: Count = 20_000
+    batch_size: Count = 128
     learning_rate: Positive = 3e-4
-    target_update_rate: Share = 0.005
-    hidden_sizes: tuple[Count, ...] = (256, 256)
+    target_update_rate: Share = 0.02
+    hidden_sizes: tuple[Count, ...] = (128, 128)
 
 
-PRESETS: dict[str, FQEConfig] = {"default": FQEConfig(), "quick": FQEConfig(steps=2000, hidden_sizes=(64, 64))}
+PRESETS: dict[str, FQEConfig] = {
+    "default": FQEConfig(),
+    "quick": FQEConfig(steps=4000, target_update_rate=0.1, hidden_sizes=(64, 64)),
+}
 DEFAULT_PRESET = "default"
 
 
@@ -59,13 +65,21 @@ class Estimates:
     Attributes:
         values: (P, M) discounted return from the initial states, in units of the reward.
         outside: (P,) share of steps at which the policy acts unlike anything recorded in such a place.
+        drift: (P,) how much each value changed over the last fifth of training.
+        left: share of the way to the fixed point that training had not gone, see `MOST_LEFT`.
         recorded: the recorded episodes' own mean discounted return: what the data's behaviour earned, as far as it
             was recorded.
     """
 
     values: np.ndarray
     outside: np.ndarray
+    drift: np.ndarray
+    left: float
     recorded: float
+
+    def settled(self, policy: int) -> bool:
+        """Had the value stopped moving, and the target network the time to bring rewards from far ahead?"""
+        return self.left <= MOST_LEFT and bool(self.drift[policy] <= MOST_DRIFT * np.abs(self.values).max())
 
     def interval(self, policy: int) -> dict[str, float]:
         """Estimate with its 95 % interval: mean of the members, Student's t times their standard deviation (ddof 1).
@@ -140,6 +154,16 @@ def fitted_q_evaluation(
         x = observed[rows].expand(policies, *rows.shape, -1)  # (P, M, B, D)
         return torch.cat([x, chosen.expand(policies, *rows.shape, -1)], -1).flatten(0, 1)
 
+    starts = torch.from_numpy(np.asarray(data.frame[first], np.int64)).to(device).expand(members, -1)  # (M, E)
+    counts = np.stack([_episode_counts(seed, member, len(first)) for member in range(members)])  # (M, E)
+
+    @torch.no_grad()
+    def values() -> np.ndarray:
+        """(P, M) mean Q of the policies' actions in the initial states of each member's episodes."""
+        q = critic(stacked(starts, planned[:, starts])).squeeze(-1).clamp(low, high).view(policies, members, -1)
+        return scale * (q.cpu().double().numpy() * counts).sum(-1) / counts.sum(-1)
+
+    before = values()
     for step in range(config.steps):
         drawn = np.stack([sample[rng.integers(0, len(sample), config.batch_size)] for sample in samples])
         index = torch.from_numpy(drawn).to(device)  # (M, B) transitions
@@ -151,17 +175,16 @@ def fitted_q_evaluation(
         q = critic(stacked(rows, acted[rows])).squeeze(-1)
         optimizer.descend((q - y).square().mean(-1).sum())
         update_target(target, critic, config.target_update_rate)
+        if step + 1 == config.steps * 4 // 5:
+            before = values()
         if progress and ((step + 1) % 100 == 0 or step + 1 == config.steps):
             progress(step + 1, config.steps, "evaluating")
-
-    with torch.no_grad():
-        starts = torch.from_numpy(np.asarray(data.frame[first], np.int64)).to(device).expand(members, -1)  # (M, E)
-        q = critic(stacked(starts, planned[:, starts])).squeeze(-1).clamp(low, high).view(policies, members, -1)
-    counts = np.stack([_episode_counts(seed, member, len(first)) for member in range(members)])  # (M, E)
-    values = scale * (q.cpu().double().numpy() * counts).sum(-1) / counts.sum(-1)
-    if not np.isfinite(values).all():
+    after = values()
+    if not np.isfinite(after).all():
         raise TrainingError("Fitted Q evaluation diverged: values are not finite. Lower its learning_rate.")
-    return Estimates(values, share_outside(data, actions, seed), float(returns[first].mean()))
+    drift = np.abs(after - before).mean(1)
+    left = config.discount ** (config.steps * config.target_update_rate)
+    return Estimates(after, share_outside(data, actions, seed), drift, left, float(returns[first].mean()))
 
 
 def discounted_returns(data: Any, discount: float) -> np.ndarray:

@@ -49,14 +49,14 @@ def recorded(episodes: int, low: float = -1.0, high: float = 1.0, seed: int = 0)
     )
 
 
-def exact(right: np.ndarray) -> float:
+def exact(right: np.ndarray, discount: float = DISCOUNT) -> float:
     """Mean over the states of the value of the policy that goes right where `right`: (I - discount P) V = r."""
     matrix = np.zeros((STATES, STATES))
     for s in range(STATES):
         for move, share in ((1, 1 - SLIP), (-1, SLIP)):
             matrix[s, np.clip(s + (move if right[s] else -move), 0, STATES - 1)] += share
     reward = matrix[:, -1]
-    return float(np.linalg.solve(np.eye(STATES) - DISCOUNT * matrix, reward).mean())
+    return float(np.linalg.solve(np.eye(STATES) - discount * matrix, reward).mean())
 
 
 POLICIES = np.array([[s >= k for s in range(STATES)] for k in (0, 3, 6)])  # k = 0: always right, 6: always left
@@ -82,6 +82,7 @@ def test_values_and_ranking_agree_with_the_truth(estimates: Estimates) -> None:
         assert interval["estimate"] == pytest.approx(value, abs=0.08 * truth[0])
         assert interval["low"] - 0.3 < value < interval["high"] + 0.3
     assert (estimates.outside < 0.1).all()
+    assert all(estimates.settled(policy) for policy in range(3))
 
 
 def test_the_rule_gives_last_and_best_with_their_difference(estimates: Estimates) -> None:
@@ -97,7 +98,7 @@ def test_the_rule_gives_last_and_best_with_their_difference(estimates: Estimates
 
 def test_a_tie_is_not_resolved(estimates: Estimates) -> None:
     noise = np.random.default_rng(0).normal(size=(3, 5))
-    found = select(Estimates(noise, np.zeros(3), 0.0), {0: 1, 1: 1, 2: 1})
+    found = select(Estimates(noise, np.zeros(3), np.zeros(3), 0.0, 0.0), {0: 1, 1: 1, 2: 1})
     assert found["best"] != found["last"]
     assert not found["resolved"]
 
@@ -155,6 +156,18 @@ def test_terminations_end_the_value() -> None:
     found = fitted_q_evaluation(data, np.zeros((1, 40, 1), np.float32), quick)
     assert found.values[0] == pytest.approx(1.0, abs=0.05)
     assert found.recorded == 1.0
+
+
+def test_values_that_have_not_settled_are_known() -> None:
+    """Four time constants of the target network see four steps ahead; the value lies a hundred ahead."""
+    data = recorded(30)
+    hasty = FQEConfig(discount=0.99, members=2, steps=200, batch_size=64, hidden_sizes=(32,), target_update_rate=0.02)
+    found = fitted_q_evaluation(data, acted(data), hasty)
+    assert found.left == pytest.approx(0.99**4)
+    assert not found.settled(0)
+    assert found.interval(0)["estimate"] < 0.5 * exact(POLICIES[0], 0.99)
+    still = Estimates(np.ones((1, 2)), np.zeros(1), np.array([0.06]), 0.0, 0.0)
+    assert not still.settled(0)
 
 
 def test_outside_counts_single_steps() -> None:

@@ -1,0 +1,167 @@
+"""Exported policies: the bundle's answers on a store's own observations, in both runtimes; damaged ones are refused."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_stores import write_store
+from tiny_bundle import make_tiny_bundle, tiny_contract
+
+from embodied.cli import main
+from embodied.contracts.errors import BundleError, ConfigError, InputError
+from embodied.contracts.specs import DatasetSpec
+from embodied.datasets.episode import Episode, end_flags, padded_last
+from embodied.export import Export, as_text, export
+from embodied.policies import export_policy as module
+from embodied.policies.bundle import load_policy
+from embodied.policies.export_policy import TOLERANCE, export_policy, load_exported
+from embodied.progress import Progress
+
+CONTRACT = tiny_contract()
+SPEC = DatasetSpec(CONTRACT.observations, CONTRACT.images, CONTRACT.action, 0.1, "made/Arm")
+
+
+def episode(index: int, steps: int = 12) -> Episode:
+    rng = np.random.default_rng(index)
+    valid, terminated, truncated = end_flags(steps, steps + 1, False)
+    return Episode(
+        observations={
+            key: rng.normal(0.3, 1.5, (steps + 1, *spec.shape)).astype(np.float32)
+            for key, spec in SPEC.observations.items()
+        },
+        images={"wrist": rng.integers(0, 255, (steps + 1, 64, 64, 3), dtype=np.uint8)},
+        action=padded_last(rng.uniform(-1, 1, (steps, 8)).astype(np.float32), steps + 1),
+        step_valid=valid,
+        terminated=terminated,
+        truncated=truncated,
+        timestamp=np.arange(steps + 1) * 0.1,
+        instruction="move",
+        success=None,
+        source_id=str(index),
+    )
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, two bundles (with and without a camera), and their exports as `<bundle>-<format>`."""
+    root = tmp_path_factory.mktemp("export")
+    write_store(root / "store", [episode(i) for i in range(4)], SPEC)
+    make_tiny_bundle(root / "seeing")
+    make_tiny_bundle(root / "blind", cameras=())
+    for name, kind in (("seeing", "onnx"), ("seeing", "torch"), ("blind", "onnx")):
+        config = Export(root / name, root / f"{name}-{kind}", root / "store", kind, frames=20)  # type: ignore[arg-type]
+        result = export(config, Progress())
+        assert result["parity"]["count"] == 20
+        assert "parity with the bundle over 20 real observations" in as_text(result)
+    return root
+
+
+def observations(count: int, seed: int = 9) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    values = {key: rng.normal(0, 3, (count, *spec.shape)) for key, spec in SPEC.observations.items()}
+    return {**values, "images/wrist": rng.integers(0, 255, (count, 64, 64, 3), dtype=np.uint8), "more": np.zeros(count)}
+
+
+@pytest.mark.parametrize("name", ["seeing-onnx", "seeing-torch", "blind-onnx"])
+def test_answers_are_the_bundles_for_any_batch(world: Path, name: str) -> None:
+    bundle = load_policy(world / name.split("-")[0])
+    exported = load_exported(world / name)
+    for count in (1, 2, 17):
+        seen = observations(count)
+        wanted = bundle.act_batch(seen)
+        assert np.abs(exported.act_batch(seen) - wanted).max() < TOLERANCE
+    one = {key: value[0] for key, value in seen.items()}
+    np.testing.assert_allclose(exported.act(one), bundle.act(one), atol=TOLERANCE)
+    assert np.abs(wanted).std() > 0.1  # a policy that always gave 0 would agree too
+    assert exported.control_dt == bundle.control_dt
+
+
+@pytest.mark.parametrize(("name", "runtime", "file"), [
+    ("seeing-onnx", "onnxruntime", "policy.onnx"), ("seeing-torch", "torch", "policy.pt2"),
+])  # fmt: skip
+def test_the_manifest_names_runtime_inputs_and_parity(world: Path, name: str, runtime: str, file: str) -> None:
+    manifest = json.loads((world / name / "manifest.json").read_text())
+    assert manifest["runtime"]["name"] == runtime
+    assert manifest["file"] == file
+    assert manifest["parity"]["max_abs_difference"] < 1e-5
+    assert "20 frames" in manifest["parity"]["observations"]
+    assert [item["name"] for item in manifest["inputs"]] == [
+        "joint_position",
+        "joint_velocity",
+        "gripper_position",
+        "images/wrist",
+    ]
+    assert manifest["inputs"][0]["unit"] == "rad"
+    assert sorted(path.name for path in (world / name).iterdir()) == ["manifest.json", file]
+
+
+def test_the_onnx_file_runs_without_us(world: Path) -> None:
+    """Any ONNX runtime takes raw observations by name: nothing of ours has to normalise them."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        str(world / "seeing-onnx" / "policy.onnx"), providers=["CPUExecutionProvider"]
+    )
+    seen = observations(3)
+    given = {item.name: seen[item.name].astype(np.uint8 if "images" in item.name else np.float32)
+             for item in session.get_inputs()}  # fmt: skip
+    found = np.asarray(session.run(None, given)[0])
+    np.testing.assert_allclose(found, load_policy(world / "seeing").act_batch(seen), atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["seeing-onnx", "seeing-torch"])
+def test_a_damaged_file_is_refused(world: Path, tmp_path: Path, name: str) -> None:
+    import shutil
+
+    copy = tmp_path / name
+    shutil.copytree(world / name, copy)
+    path = next(path for path in copy.iterdir() if path.name != "manifest.json")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match="was altered"):
+        load_exported(copy)
+    path.unlink()
+    with pytest.raises(BundleError, match="is missing"):
+        load_exported(copy)
+    (copy / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError, match="cannot be read"):
+        load_exported(copy)
+    with pytest.raises(BundleError, match=r"no manifest\.json"):
+        load_exported(tmp_path)
+
+
+def test_an_observation_that_does_not_fit_is_refused(world: Path) -> None:
+    exported = load_exported(world / "seeing-onnx")
+    seen = observations(2)
+    with pytest.raises(InputError, match="lacks 'joint_velocity'"):
+        exported.act_batch({key: value for key, value in seen.items() if key != "joint_velocity"})
+    with pytest.raises(InputError, match="takes uint8"):
+        exported.act_batch({**seen, "images/wrist": seen["images/wrist"].astype(np.float32)})
+    with pytest.raises(InputError, match="'joint_position' is"):
+        exported.act_batch({**seen, "joint_position": np.zeros((2, 6))})
+
+
+def test_what_differs_is_not_written(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = observations(2)
+    monkeypatch.setattr(module, "TOLERANCE", -1.0)
+    with pytest.raises(BundleError, match="differs from the bundle"):
+        export_policy(world / "blind", tmp_path / "out", "onnx", seen)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError, match="no format 'onx'"):
+        export_policy(world / "blind", tmp_path / "out", "onx", seen)
+    with pytest.raises(BundleError, match="exists"):
+        export_policy(world / "blind", world / "store", "onnx", seen)
+
+
+def test_the_command_line(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", str(world / "blind"), str(tmp_path / "x"), "--store", str(world / "store"), "--format", "torch"]
+    assert main([*words, "--frames", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runtime"]["name"] == "torch"
+    other = make_tiny_bundle(tmp_path / "other", cameras=("front",))
+    assert main(["export", str(other), str(tmp_path / "y"), "--store", str(world / "store")]) == 2
+    assert "has no 'front'" in capsys.readouterr().err
