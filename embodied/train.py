@@ -9,7 +9,7 @@ import numpy as np
 from tyro.conf import Positional
 
 from embodied.config import Setting, to_json, torch_device
-from embodied.contracts.errors import InputError, suggest
+from embodied.contracts.errors import ConfigError, InputError, suggest
 from embodied.progress import Progress
 from embodied.verbs import Touches
 
@@ -29,6 +29,10 @@ class TrainClone:
         preset: the learner's default by default.
         settings: changes to the preset, for example learning_rate 0.001.
         device: cpu or cuda.
+        vary: settings to try several values of, each with every seed: --vary expectile 0.7,0.8,0.9.
+        workers: processes on a CPU; 0: one per core. A GPU trains the seeds as one stack.
+        precision: fp32, or bf16 products where the CPU has them.
+        log: tensorboard, wandb or trackio, beside metrics.jsonl.
     """
 
     store: Positional[Path]
@@ -41,6 +45,10 @@ class TrainClone:
     preset: str | None = None
     settings: dict[str, Setting] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
+    vary: dict[str, str] = dataclasses.field(default_factory=dict)
+    workers: int = 0
+    precision: str = "fp32"
+    log: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +67,10 @@ class TrainReward:
         preset: learned-reward (default), locomotion, antmaze, maze2d, kitchen, adroit and more: docs/learners.md.
         settings: changes to the preset, for example discount 0.99 batch_size 512.
         device: cpu or cuda.
+        vary: settings to try several values of, each with every seed: --vary expectile 0.7,0.8,0.9.
+        workers: processes on a CPU; 0: one per core. A GPU trains the seeds as one stack.
+        precision: fp32, or bf16 products where the CPU has them.
+        log: tensorboard, wandb or trackio, beside metrics.jsonl.
     """
 
     store: Positional[Path]
@@ -72,6 +84,10 @@ class TrainReward:
     preset: str | None = None
     settings: dict[str, Setting] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
+    vary: dict[str, str] = dataclasses.field(default_factory=dict)
+    workers: int = 0
+    precision: str = "fp32"
+    log: tuple[str, ...] = ()
 
 
 def touches(config: TrainClone | TrainReward) -> Touches:
@@ -114,9 +130,11 @@ def run_training(
     from embodied.datasets.store import EpisodeStore
     from embodied.policies.bundle import load_value
     from embodied.policies.loop import read_metrics
-    from embodied.policies.train import make_config, train
+    from embodied.policies.many import train_many
+    from embodied.policies.train import make_config
 
     settings = make_config(learner, config.preset, config.settings)
+    options = _options(config)
     store = EpisodeStore(config.store)
     inputs = {"dataset": store.fingerprint}
     if reward not in (None, "source"):
@@ -129,19 +147,20 @@ def run_training(
     data, contract = learning_data(store, config.keys, reward, value, progress, settings.observation_normalization)
     if clipped := data.clipped_share():
         progress.say(f"{100 * clipped:.1f} % of the steps have an action outside [-1, 1], which is clipped to it")
-    summary = train(
+    summary = train_many(
         learner,
         data,
         settings,
         list(range(config.seed, config.seed + config.seeds)),
         config.steps,
         config.out,
-        contract,
-        value.encoder if value else None,
-        provenance(f"train {learner}", to_json(config), inputs),
+        contract=contract,
+        encoder=value.encoder if value else None,
+        provenance=provenance(f"train {learner}", to_json(config), inputs),
         progress=progress,
         device=torch_device(config.device),
         model=model,
+        **options,
     )
     last = read_metrics(config.out)[-1]
     return {
@@ -152,6 +171,25 @@ def run_training(
         "inputs": {"observations": list(contract.observations), "cameras": list(contract.images)},
         "last": {name: float(np.mean(values)) for name, values in last.items()},
     }
+
+
+def _options(config: Any) -> dict[str, Any]:
+    """What a verb says about how to run, for `train_many`; refused before any data is read."""
+    from embodied.policies.loggers import check
+    from embodied.policies.relu_network import set_precision
+
+    precision, log = getattr(config, "precision", "fp32"), getattr(config, "log", ())
+    set_precision(precision, torch_device(config.device))
+    check(log)
+    vary = {name: _numbers(name, text) for name, text in getattr(config, "vary", {}).items()}
+    return {"vary": vary, "workers": getattr(config, "workers", 0), "precision": precision, "log": log}
+
+
+def _numbers(name: str, text: str) -> list[float]:
+    try:
+        return [float(part) for part in str(text).strip("[]() ").split(",")]
+    except ValueError:
+        raise ConfigError(f"--vary {name}: expected numbers such as 0.7,0.8,0.9; found '{text}'.") from None
 
 
 def learning_data(

@@ -83,7 +83,7 @@ class BC:
             self.actor_optimizer.learning_rate = self.config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * fraction))
         self.actor_optimizer.descend(loss.sum())
         self.step += 1
-        return {"actor_loss": loss.detach(), "squared_error": error.detach()}
+        return {"actor_loss": loss.detach(), "squared_error": error.detach(), "log_prob": -loss.detach()}
 
     def actor_state(self, index: int) -> dict[str, Tensor]:
         """The actor of one seed, as a bundle takes it."""

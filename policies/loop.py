@@ -6,11 +6,12 @@ only, so a killed run goes on from its checkpoint to the very weights of an unin
 packages.
 """
 
+import ctypes
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,12 @@ from torch import Tensor
 from embodied.contracts.errors import ConfigError, TrainingError
 from embodied.contracts.provenance import hash_json
 
+if TYPE_CHECKING:
+    from embodied.policies.probe import Probe
+
 Progress = Callable[[int, int, str], None]  # done, total, text
+Log = Callable[[int, Mapping[str, Any]], None]  # step, metric -> a number per seed
+FIRST = ("value", "advantage", "log_prob", "q_over_return")  # of a progress line
 
 
 class Trainable(Protocol):
@@ -45,6 +51,8 @@ def run_loop(
     progress: Progress | None = None,
     threads: int = 1,
     finished: Callable[[], bool] = lambda: False,
+    probe: "Probe | None" = None,
+    log: Log | None = None,
 ) -> bool:
     """Train `learner` for `steps` updates, going on from the checkpoint in `out` where there is one.
 
@@ -55,17 +63,21 @@ def run_loop(
         checkpoint_every: steps between two checkpoints; rounded up to a multiple of `log_every`.
         threads: torch threads of this process. With two, a second busy process makes CPU training tens of times slower.
         finished: asked before every step; the run ends when it is so, as it does after `steps`.
+        probe: asked at every log for more metrics and whether values diverge.
+        log: gets every row of `metrics.jsonl` that this call writes.
 
     Returns:
         True if the run was resumed.
 
     Raises:
-        TrainingError: a loss is not finite: the step, the seed, the last good checkpoint. ConfigError: other identity.
+        TrainingError: a loss is not finite, or values diverge: the step, the seed, the last good checkpoint.
+        ConfigError: other identity.
     """
     if steps < 1 or log_every < 1 or checkpoint_every < 1:
         raise ConfigError("steps, log_every and checkpoint_every must be at least 1.")
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
+    _keep_freed_memory()
     checkpoint = out / "checkpoint.safetensors"
     checkpoint_every = -(-checkpoint_every // log_every) * log_every
     start = _resume(learner, checkpoint, hash_json(identity))
@@ -93,15 +105,27 @@ def run_loop(
         if int(bad_step.min()) < steps:
             raise _not_finite(bad_step, checkpoint)
         count = done % log_every or log_every
-        row = {name: np.round((value / count).double().tolist(), 7).tolist() for name, value in sums.items()}
+        means = {name: value / count for name, value in sums.items()}
+        if probe:
+            means |= probe()
+            probe.check(done, means["q_largest"], _last_good(checkpoint))
+        row = {name: np.round(value.double().tolist(), 7).tolist() for name, value in means.items()}
         sums = {}
         with open(out / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": done, **row}) + "\n")
-        if done % checkpoint_every == 0 or last:
+        if log:
+            log(done, row)
+        if last or (done % checkpoint_every == 0 and not (probe and probe.doubtful)):
             _save(learner, checkpoint, done, identity)
         if progress:
-            progress(done, steps, " ".join(f"{name} {np.mean(value):.3g}" for name, value in row.items()))
+            progress(done, steps, describe(row))
     return start > 0
+
+
+def describe(row: Mapping[str, Any]) -> str:
+    """A row of metrics in words, means over seeds, what tells most first."""
+    names = [*(name for name in FIRST if name in row), *(name for name in row if name not in FIRST)]
+    return " ".join(f"{name} {np.mean(row[name]):.3g}" for name in names)
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
@@ -152,7 +176,7 @@ class Adam:
     @torch.no_grad()
     def step(self, gradients: list[Tensor]) -> None:
         self._steps += 1
-        torch._fused_adam_(
+        torch.ops.aten._fused_adam_(
             self._parameters,
             gradients,
             self._moments["mean"],
@@ -187,7 +211,7 @@ class Adam:
 @torch.no_grad()
 def update_target(target: torch.nn.Module, online: torch.nn.Module, rate: float) -> None:
     """target <- (1 - rate) target + rate online, in place."""
-    torch._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+    torch.ops.aten._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
 
 
 def _save(learner: Trainable, path: Path, step: int, identity: Mapping[str, Any]) -> None:
@@ -231,10 +255,23 @@ def _cut_metrics(path: Path, step: int) -> None:
     partial.rename(path)
 
 
+def _last_good(checkpoint: Path) -> str:
+    return f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
+
+
+def _keep_freed_memory() -> None:
+    """Every step frees and takes the same megabytes: glibc is to keep them, instead of asking for fresh pages again."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+    except (OSError, AttributeError):  # another C library, which has its own ways
+        return
+
+
 def _not_finite(bad_step: Tensor, checkpoint: Path) -> TrainingError:
     seed = int(bad_step.argmin())
-    where = f"the last good checkpoint is {checkpoint}" if checkpoint.exists() else "there is no checkpoint yet"
     return TrainingError(
-        f"The loss of seed number {seed} is not finite at step {int(bad_step.min()) + 1}; {where}.\n"
+        f"The loss of seed number {seed} is not finite at step {int(bad_step.min()) + 1}; {_last_good(checkpoint)}.\n"
         "Lower the learning rate or the inverse temperature, or look for extreme labels (`embodied data info`)."
     )

@@ -48,7 +48,7 @@ def apply(x: Tensor, parameters: Sequence[Tensor], num_active: int) -> Tensor:
         parameters: weight (S, in, out) and bias (S, 1, out) of each layer in turn.
         num_active: how many layers are followed by a ReLU.
     """
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
     if x.device.type != "cpu" or x.shape[1] == 1 or tracing:  # a control loop's one row gains nothing
         return plain(x, parameters, num_active)
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):

@@ -16,9 +16,12 @@ from embodied.policies import bc, cql, edac, iql, mopo, ravl, rebrac, td3bc
 from embodied.policies.bundle import PolicyContract, save_policy
 from embodied.policies.configure import configure
 from embodied.policies.critics import with_support
+from embodied.policies.loggers import loggers
 from embodied.policies.loop import Progress, run_loop
 from embodied.policies.networks import ImageEncoder
 from embodied.policies.normalize import apply_statistics, fit_statistics, normalize_rewards
+from embodied.policies.probe import Probe, watches
+from embodied.policies.relu_network import set_precision
 from embodied.policies.returns import returns_to_go
 from embodied.policies.rollouts import roll_out
 
@@ -160,6 +163,9 @@ def train(
     progress: Progress | None = None,
     device: str = "cpu",
     model: Any = None,
+    precision: str = "fp32",
+    log: Sequence[str] = (),
+    run_names: Sequence[str] = (),
 ) -> Path:
     """Train `seeds` together for `steps` updates; resumes what `out` holds.
 
@@ -168,19 +174,22 @@ def train(
         contract, encoder: written into the bundles. Without a contract no bundle is written.
         provenance: dataset fingerprint, label set and so on; seed, steps and reward normalisation are added.
         progress: called with (done, total, text) at each log.
+        precision: of products on a CPU, see `relu_network.set_precision`.
+        log: tools that get the metrics too, see `loggers`; the runs are called `run_names`, by default as the bundles.
         model: what a model-based learner rolls out in, `Dynamics` or another `rollouts.Model`.
 
     Returns:
         `<out>/train.json`, which lists the bundles `<out>/seed_000/` ... and names `metrics.jsonl`.
 
     Raises:
-        ConfigError, InputError: before anything is trained. TrainingError: the loss is not finite.
+        ConfigError, InputError: before anything is trained. TrainingError: the loss is not finite, or Q diverges.
     """
     out = Path(out)
+    set_precision(precision, device)
     learner_class, config_class, _, _ = _find(learner_name)
     if not isinstance(config, config_class):
         raise ConfigError(f"{learner_name} takes a {config_class.__name__}; found {type(config).__name__}.")
-    seeds = _checked(seeds)
+    seeds = checked_seeds(seeds)
     data.check()
     reward, reward_record = data.reward, {"method": "unused"}
     if hasattr(config, "reward_normalization"):
@@ -197,6 +206,7 @@ def train(
         "seeds": seeds,
         "steps": steps,
         "data": data.fingerprint(),
+        "precision": precision,
         **({"model": getattr(model, "fingerprint", "")} if model is not None else {}),
     }
     wanted, returns = getattr(learner, "optional_keys", ()), None
@@ -205,7 +215,11 @@ def train(
     options = {"returns": returns, "next_actions": "next_actions" in wanted}
     with transition_batches(data, reward, seeds, config.batch_size, steps, device, **options) as batch:
         batch = learner.mixed(batch) if model is not None else batch
-        run_loop(learner, batch, steps, out, identity, log_every, checkpoint_every, progress)
+        probe = Probe(learner, data, reward, config.discount, len(seeds), device) if watches(learner) else None
+        with loggers(log, out, run_names or _names(seeds), dataclasses.asdict(config)) as write:
+            run_loop(
+                learner, batch, steps, out, identity, log_every, checkpoint_every, progress, probe=probe, log=write
+            )
     names = []
     if contract is not None:
         record = {**(provenance or {}), "steps": steps, "reward_normalization": reward_record}
@@ -223,11 +237,16 @@ def train(
     return partial.rename(out / "train.json")
 
 
-def _checked(seeds: Sequence[int]) -> list[int]:
+def checked_seeds(seeds: Sequence[int]) -> list[int]:
+    """The seeds; ConfigError unless they are distinct non-negative numbers."""
     numbers = [int(seed) for seed in seeds]
     if not numbers or len(set(numbers)) != len(numbers) or min(numbers) < 0:
         raise ConfigError(f"Seeds must be distinct non-negative numbers; found {numbers}.")
     return numbers
+
+
+def _names(seeds: Sequence[int]) -> list[str]:
+    return [f"seed_{seed:03d}" for seed in seeds]
 
 
 def _save_bundles(
@@ -240,7 +259,7 @@ def _save_bundles(
     encoder: ImageEncoder | None,
 ) -> list[str]:
     """One bundle per seed; the names of their folders in `out`."""
-    names = [f"seed_{seed:03d}" for seed in seeds]
+    names = _names(seeds)
     for index, (seed, name) in enumerate(zip(seeds, names, strict=True)):
         actor = learner.actor_state(index)
         save_policy(out / name, actor, contract, settings, {**record, "seed": seed}, encoder, overwrite=True)
