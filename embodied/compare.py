@@ -77,21 +77,11 @@ def compare(config: Compare, progress: Progress) -> dict[str, Any]:
     _check(config)
     paths = [split_name(path)[1] for path in config.results]
     ours = all(is_result(path) or not path.exists() for path in paths)
-    policies = read_results(config.results) if ours else None
-    result: dict[str, Any] = {}
-    if policies is not None:
-        reference = _reference(config, list(policies))
-        others = [name for name in policies if name != reference]
-        result = {
-            "reference": reference,
-            "success": {name: policy["success"] for name, policy in policies.items()},
-            "against": {name: _against(policies[reference], policies[name]) for name in others},
-        }
-        if config.precision is not None:
-            result["episodes_needed"] = {
-                name: episodes_needed(policy["success"]["estimate"], config.precision)
-                for name, policy in policies.items()
-            }
+    groups = by_environment(paths) if ours else {}
+    policies = read_results(tuple(paths)) if len(groups) == 1 else None
+    result: dict[str, Any] = paired(config, policies) if policies is not None else {}
+    if len(groups) > 1:
+        result["environments"] = {env: paired(config, read_results(tuple(files))) for env, files in groups.items()}
     scores = statistics(config, progress)
     if policies is None:
         result["reference"] = _reference(config, list(scores["aggregates"]))
@@ -105,6 +95,31 @@ def compare(config: Compare, progress: Progress) -> dict[str, Any]:
 
         write_page(config.out, result)
     return result if policies is None else result | {"policies": policies}
+
+
+def paired(config: Compare, policies: dict[str, Any]) -> dict[str, Any]:
+    """Success of every policy in one environment, and its paired difference from the reference."""
+    reference = _reference(config, list(policies))
+    result = {
+        "reference": reference,
+        "success": {name: policy["success"] for name, policy in policies.items()},
+        "against": {
+            name: _against(policies[reference], policy) for name, policy in policies.items() if name != reference
+        },
+    }
+    if config.precision is not None:
+        result["episodes_needed"] = {
+            name: episodes_needed(policy["success"]["estimate"], config.precision) for name, policy in policies.items()
+        }
+    return result
+
+
+def by_environment(paths: list[Path]) -> dict[str, list[Path]]:
+    """Result files by the environment they were run in; each environment is a task of the aggregates."""
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(read_result(path)["env"], []).append(path)
+    return groups
 
 
 def statistics(config: Compare, progress: Progress) -> dict[str, Any]:
@@ -250,9 +265,7 @@ def read_results(paths: tuple[Path, ...]) -> dict[str, Any]:
     first: tuple[Path, Any] | None = None
     if not paths:
         raise InputError("compare needs at least one result file of 'embodied eval --out'.")
-    from embodied.compare_read import split_name
-
-    for path in (split_name(given)[1] for given in paths):
+    for path in paths:
         data = read_result(path)
         design = (data["env"], data["initial_seeds"])
         if first is not None and design != first[1]:
@@ -304,11 +317,17 @@ def as_text(result: dict[str, Any]) -> str:
             )
         for name, count in result.get("episodes_needed", {}).items():
             lines.append(f"{name}: {count} initial states would give the precision that is wanted")
+    for env, part in result.get("environments", {}).items():
+        lines += [f"{env}: {_success_line(part)}"]
     if "policies" not in result or any(len(policy["seeds"]) > 1 for policy in result["policies"].values()):
         lines += [*([""] if lines else []), *score_lines(result)]
     if "adastop" in result:
         lines += ["", *adastop_lines(result["adastop"])]
     return "\n".join(lines)
+
+
+def _success_line(part: dict[str, Any]) -> str:
+    return "; ".join(f"{name} {_percent(interval).strip()}" for name, interval in part["success"].items())
 
 
 def table(policies: dict[str, Any]) -> list[str]:

@@ -76,6 +76,34 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         compare(Compare(()), Progress())
 
 
+def test_several_environments_are_the_tasks_of_the_aggregates(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    paths = []
+    for env in ("robosuite/Lift", "metaworld/push-v3"):
+        path = write(tmp_path / f"{len(paths)}.json", {n: rng.random((4, 20)) < r for n, r in (("a", 0.9), ("b", 0.4))})
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"env": env}))
+        paths.append(path)
+    result = compare(Compare(tuple(paths)), Progress())
+    assert result["scores"]["tasks"] == ["robosuite/Lift", "metaworld/push-v3"]
+    assert result["scores"]["values"]["a"]["metaworld/push-v3"] == [
+        np.mean(seed["success"]) for seed in json.loads(paths[1].read_text())["policies"]["a"]["seeds"]
+    ]
+    assert result["environments"]["robosuite/Lift"]["against"]["b"]["difference"]["low"] > 0.2
+    assert "robosuite/Lift: a " in as_text(result)
+
+
+def test_aggregates_of_our_own_results_stand_beside_the_paired_ones(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    path = write(tmp_path / "a.json", {"x": rng.random((5, 20)) < 0.8, "y": rng.random((1, 20)) < 0.5})
+    result = compare(Compare((path,), precision=0.05), Progress())
+    rates = result["scores"]["values"]["x"]["robosuite/Lift"]
+    assert rates == [np.mean(seed["success"]) for seed in json.loads(path.read_text())["policies"]["x"]["seeds"]]
+    assert result["scores"]["aggregates"]["y"]["iqm"]["low"] is None
+    assert result["scores"]["runs_needed"]["y"] is None
+    assert result["episodes_needed"]["x"] > 20
+    assert "one run each" in as_text(result)
+
+
 def test_bundles_of_a_training_folder_in_the_order_of_their_seeds(tmp_path: Path) -> None:
     for seed in (10, 2):
         folder = tmp_path / "run" / f"seed_{seed:03d}"

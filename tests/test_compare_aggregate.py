@@ -61,6 +61,7 @@ def test_by_hand() -> None:
     # Shortfalls of 4: 3, 2, 1, 0 and 0 four times, mean 0.75.
     assert found == {"iqm": 4.5, "median": 4.5, "mean": 4.5, "optimality_gap": 0.75}
     assert iqm(np.array([3.0, 1.0, 2.0])) == 2.0
+    assert iqm(np.array([9.0, 0, 1, 100, 2, 3])) == 3.75  # int(6 / 4) = 1 is cut at either end
     # Pairs won by the first: task one 3 of 4 and a tie (3.5 / 4); task two 0 of 4.
     first, second = [np.array([2.0, 3.0]), np.array([0.0, 0.0])], [np.array([2.0, 1.0]), np.array([1.0, 1.0])]
     assert improvement(first, second)["estimate"] == (3.5 / 4 + 0) / 2
