@@ -211,7 +211,8 @@ class Adam:
 @torch.no_grad()
 def update_target(target: torch.nn.Module, online: torch.nn.Module, rate: float) -> None:
     """target <- (1 - rate) target + rate online, in place."""
-    torch.ops.aten._foreach_lerp_(list(target.parameters()), list(online.parameters()), rate)
+    for old, new in zip(target.parameters(), online.parameters(), strict=True):
+        old.lerp_(new, rate)
 
 
 def _save(learner: Trainable, path: Path, step: int, identity: Mapping[str, Any]) -> None:

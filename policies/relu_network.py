@@ -72,12 +72,12 @@ class _Buffers:
     """Of one forward and backward pass.
 
     Attributes:
-        hidden: output of each layer but the last, (S, B, size): one for S where only the forward pass is wanted.
+        hidden: output of each layer but the last, S times (B, size): once where only the forward pass is wanted.
         scratch: gradient of each of these, (B, size).
     """
 
     key: Any
-    hidden: list[Tensor]
+    hidden: list[tuple[Tensor, ...]]
     scratch: list[Tensor]
 
     def give_back(self) -> None:
@@ -94,7 +94,7 @@ def _borrow(x: Tensor, parameters: Sequence[Tensor], stack: int = 1) -> _Buffers
     key = (stack, x.shape[1], sizes, x.dtype, kind)
     if _free[key]:
         return _free[key].pop()
-    hidden = [x.new_empty(stack, x.shape[1], size, dtype=kind) for size in sizes]
+    hidden = [x.new_empty(stack, x.shape[1], size, dtype=kind).unbind(0) for size in sizes]
     return _Buffers(key, hidden, [x.new_empty(x.shape[1], size, dtype=kind) for size in sizes])
 
 
@@ -102,16 +102,20 @@ def _borrow(x: Tensor, parameters: Sequence[Tensor], stack: int = 1) -> _Buffers
 def _forward(x: Tensor, parameters: Sequence[Tensor], num_active: int, buffers: _Buffers) -> Tensor:
     last = len(parameters) // 2 - 1
     out = x.new_empty(x.shape[0], x.shape[1], parameters[-1].shape[2])
-    kind = buffers.key[-1]
+    kind, inputs, outputs = buffers.key[-1], x.unbind(0), out.unbind(0)
     for i, network in enumerate(_networks(parameters)):
-        h = x[i].to(kind) if last else x[i]
+        h = _as(inputs[i], kind) if last else inputs[i]
         for n in range(last):
-            weight, bias = network[2 * n : 2 * n + 2]
             into = buffers.hidden[n][i if buffers.key[0] > 1 else 0]
-            torch.addmm(bias.to(kind), h, weight.to(kind), out=into)
+            torch.addmm(_as(network[2 * n + 1], kind), h, _as(network[2 * n], kind), out=into)
             h = into.relu_() if n < num_active else into
-        torch.addmm(network[-1], h.to(x.dtype), network[-2], out=out[i])
+        torch.addmm(network[-1], _as(h, x.dtype), network[-2], out=outputs[i])
     return out.relu_() if last < num_active else out
+
+
+def _as(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    """`tensor.to(kind)`, which takes its time to find out that there is nothing to do."""
+    return tensor if tensor.dtype == kind else tensor.to(kind)
 
 
 def _networks(parameters: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
@@ -166,16 +170,14 @@ def _backward(
         for n in range(last, -1, -1):
             if n < min(last, num_active):
                 g = _relu_backward(g, hidden[n], 0, grad_input=hidden[n])
-            given = (hidden[n - 1] if n else x[i]).to(g.dtype)
+            given = _as(hidden[n - 1] if n else x[i], g.dtype)
             if want_parameters:
                 _product(given.t(), g, gradients[i][2 * n])
                 torch.sum(g, 0, keepdim=True, dtype=x.dtype, out=gradients[i][2 * n + 1])
-            back = network[2 * n].to(g.dtype).t()
-            if n:
-                _product(g, back, buffers.scratch[n - 1])
-                g = buffers.scratch[n - 1]
-            elif into_x is not None:
-                _product(g, back, into_x[i])
+            if n or into_x is not None:
+                scratch = buffers.scratch[n - 1] if n else into_x[i]  # type: ignore[index]
+                _product(g, _as(network[2 * n], g.dtype).t(), scratch)
+                g = scratch
     return [into_x, *into]
 
 
