@@ -17,6 +17,9 @@ class Stream(enum.IntEnum):
     SMOOTHING = 8
     ACTIONS = 9
     UNIFORM_ACTIONS = 10
+    FLOW_NOISE = 11
+    FLOW_TIME = 12
+    FLOW_ACTING = 13
     DYNAMICS = 21
     ROLLOUTS = 22
     ROLLOUT_ROWS = 23

@@ -23,6 +23,7 @@ class TrainClone:
         out: folder to write: seed_000/ ... (bundles), metrics.jsonl, a checkpoint.
         encoder: folder of 'embodied pretrain'; its camera becomes an input of the policy.
         keys: observation keys the policy sees; by default all that a real robot could know.
+        stack: observations the policy sees, the last ones; an episode's first is repeated before it.
         seeds: how many policies.
         seed: of the first; the others follow.
         steps: gradient steps.
@@ -39,6 +40,7 @@ class TrainClone:
     out: Path
     encoder: Path | None = None
     keys: tuple[str, ...] = ()
+    stack: int = 1
     seeds: int = 5
     seed: int = 0
     steps: int = 5000
@@ -61,6 +63,7 @@ class TrainReward:
         out: folder to write: seed_000/ ... (bundles), metrics.jsonl, a checkpoint.
         encoder: folder of 'embodied pretrain'; its camera becomes an input of the policy.
         keys: observation keys the policy sees; by default all that a real robot could know.
+        stack: observations the policy sees, the last ones; an episode's first is repeated before it.
         seeds: how many policies.
         seed: of the first; the others follow.
         steps: gradient steps.
@@ -78,6 +81,7 @@ class TrainReward:
     out: Path
     encoder: Path | None = None
     keys: tuple[str, ...] = ()
+    stack: int = 1
     seeds: int = 5
     seed: int = 0
     steps: int = 5000
@@ -99,6 +103,10 @@ def touches(config: TrainClone | TrainReward) -> Touches:
 
 def train_bc(config: TrainClone, progress: Progress) -> dict[str, Any]:
     return run_training("bc", config, None, progress)
+
+
+def train_flow(config: TrainClone, progress: Progress) -> dict[str, Any]:
+    return run_training("flow", config, None, progress)
 
 
 def train_iql(config: TrainReward, progress: Progress) -> dict[str, Any]:
@@ -144,7 +152,17 @@ def run_training(
     value = load_value(config.encoder) if config.encoder else None
     if value is not None:
         inputs["encoder"] = value.fingerprint
-    data, contract = learning_data(store, config.keys, reward, value, progress, settings.observation_normalization)
+    data, contract = learning_data(
+        store,
+        config.keys,
+        reward,
+        value,
+        progress,
+        settings.observation_normalization,
+        getattr(config, "stack", 1),
+        getattr(settings, "chunk", 1),
+        getattr(settings, "execute", 1),
+    )
     if clipped := data.clipped_share():
         progress.say(f"{100 * clipped:.1f} % of the steps have an action outside [-1, 1], which is clipped to it")
     summary = train_many(
@@ -199,6 +217,9 @@ def learning_data(
     value: Any,
     progress: Progress,
     normalization: str = "standard",
+    stack: int = 1,
+    chunk: int = 1,
+    execute: int = 1,
 ) -> tuple:
     """A store's transitions in memory, normalised, and the contract of a policy that learns from them.
 
@@ -207,12 +228,14 @@ def learning_data(
         reward: label set, `source` or None.
         value: `ValueBundle` whose frozen encoder sees the camera it was trained on, or None.
         normalization: of the observations, as the learner's configuration names it.
+        stack, chunk, execute: see `PolicyContract`; observations and actions are then (F, stack * D), (F, chunk * A).
 
     Returns:
         (`TransitionData`, `PolicyContract`).
     """
     from embodied.datasets.transitions import observation_matrix, transitions
     from embodied.policies.encode import encode_frames
+    from embodied.policies.history import chunk_actions, stack_observations
     from embodied.policies.train import TransitionData, policy_inputs
 
     spec = store.spec
@@ -235,10 +258,11 @@ def learning_data(
     values = {key: observation_matrix(store, [key]) for key in keys}
     rows = None if seen.all() else np.flatnonzero(np.repeat(seen, store.episode_length))
     observations, contract = policy_inputs(spec, values, embeddings, joints, rows, normalization)
+    contract = dataclasses.replace(contract, stack=stack, chunk=chunk, execute=execute)
     index = transitions(store, reward).of_episodes(np.flatnonzero(seen))
     data = TransitionData(
-        observations=observations,
-        actions=store.read("action"),
+        observations=stack_observations(observations, store, stack),
+        actions=chunk_actions(store.read("action"), index, chunk),
         frame=index.frame,
         next_frame=index.next_frame,
         reward=index.reward,

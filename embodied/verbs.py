@@ -94,6 +94,7 @@ VERBS: dict[str, Verb] = {
     "label truth": Verb("embodied.label_truth:label_truth", "the simulator's own reward, to compare with"),
     "label audit": Verb("embodied.label_audit:label_audit", "can a label be trusted? A verdict, with reasons"),
     "train bc": Verb("embodied.train:train_bc", "behaviour cloning, many seeds at once"),
+    "train flow": Verb("embodied.train:train_flow", "behaviour cloning of action chunks by flow matching"),
     "train iql": Verb("embodied.train:train_iql", "implicit Q-learning, many seeds at once"),
     "train dynamics": Verb("embodied.train_dynamics:train_dynamics", "what an action leads to: an ensemble"),
     "train td3bc": Verb("embodied.train:train_td3bc", "TD3 held near the data by cloning, many seeds at once"),

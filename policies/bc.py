@@ -25,6 +25,7 @@ class BCConfig:
     learning_rate: of Adam; falls to 0 along a cosine when `cosine_actor`.
     hidden_sizes: of the actor.
     batch_size: B, per seed.
+    chunk, execute: actions that one inference gives, and how many of them are executed before the next.
     observation_normalization: see `policy_inputs`.
     """
 
@@ -32,6 +33,8 @@ class BCConfig:
     cosine_actor: bool = True
     hidden_sizes: tuple[Count, ...] = (256, 256)
     batch_size: Count = 256
+    chunk: Count = 1
+    execute: Count = 1
     observation_normalization: str = "standard"
 
 
@@ -61,7 +64,7 @@ class BC:
         steps: int,
         device: str = "cpu",
     ) -> None:
-        """`steps` is the length of the run: the learning rate ends at 0 there."""
+        """`steps` is the length of the run: the learning rate ends at 0 there. `action_size`: chunk * A."""
         self.config = config
         self.steps = steps
         self.step = 0

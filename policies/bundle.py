@@ -22,87 +22,19 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from embodied.contracts.errors import BundleError, InputError
 from embodied.contracts.provenance import hash_file
-from embodied.contracts.specs import ActionSpec, ArraySpec
-from embodied.policies.networks import Actor, EncoderConfig, ImageEncoder, MultilinearValue, generators
+from embodied.contracts.specs import ArraySpec
+from embodied.datasets.draws import Stream, philox
+from embodied.policies.actors import FlowActor, actor_settings, make_actor, observation_size
+from embodied.policies.contract import PolicyContract
+from embodied.policies.history import History
+from embodied.policies.networks import EncoderConfig, ImageEncoder, MultilinearValue, generators
 
 SCHEMA = 1
 FILES = ("config.json", "contract.json", "model.safetensors", "provenance.json")
-
-
-@dataclasses.dataclass(frozen=True)
-class PolicyContract:
-    """What a policy takes and gives.
-
-    Attributes:
-        observations: low-dimensional keys in the order the network takes them.
-        images: camera -> spec (H, W, 3) uint8; their embeddings follow the observations, in this order.
-        action: names, unit, scale, control mode of the action.
-        control_dt: period of the policy [s].
-        normalizer: key -> {"mean", "std"}, each (D,) float32. Covers every observation key, and `images/<camera>` for
-            the embedding of every camera.
-        joint_names: joints of the robot in the order of the joint keys.
-        environment: where the data came from; empty when unknown.
-    """
-
-    observations: dict[str, ArraySpec]
-    images: dict[str, ArraySpec]
-    action: ActionSpec
-    control_dt: float
-    normalizer: dict[str, dict[str, np.ndarray]]
-    joint_names: tuple[str, ...] = ()
-    environment: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            # Lists, not objects: the order is part of the contract and must survive any JSON tool.
-            "observations": [{"key": k, "spec": s.to_json()} for k, s in self.observations.items()],
-            "images": [{"camera": k, "spec": s.to_json()} for k, s in self.images.items()],
-            "action": self.action.to_json(),
-            "control_dt": self.control_dt,
-            "joint_names": list(self.joint_names),
-            "environment": self.environment,
-            "normalizer": {
-                key: {name: np.asarray(value, np.float32).ravel().tolist() for name, value in statistics.items()}
-                for key, statistics in self.normalizer.items()
-            },
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "PolicyContract":
-        return cls(
-            observations={item["key"]: ArraySpec.from_json(item["spec"]) for item in data["observations"]},
-            images={item["camera"]: ArraySpec.from_json(item["spec"]) for item in data["images"]},
-            action=ActionSpec.from_json(data["action"]),  # type: ignore[arg-type]
-            control_dt=float(data["control_dt"]),
-            joint_names=tuple(data["joint_names"]),
-            environment=data["environment"],
-            normalizer={
-                key: {name: np.asarray(value, np.float32) for name, value in statistics.items()}
-                for key, statistics in data["normalizer"].items()
-            },
-        )
-
-    def statistics(self, embedding_size: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and std of the whole network input, (D,) each. BundleError names the key that is missing or misfits."""
-        sizes = {key: int(np.prod(spec.shape)) for key, spec in self.observations.items()}
-        sizes |= {f"images/{camera}": embedding_size for camera in self.images}
-        rows: dict[str, list[np.ndarray]] = {"mean": [], "std": []}
-        for key, size in sizes.items():
-            if key not in self.normalizer:
-                raise BundleError(
-                    f"{where}: the normaliser has no statistics for '{key}'; unnormalised input is never passed on.\n"
-                    "Train again, or copy the bundle anew from where it was trained."
-                )
-            for name, row in rows.items():
-                value = self.normalizer[key].get(name, np.empty(0))
-                if value.shape != (size,) or not np.isfinite(value).all() or (name == "std" and (value <= 0).any()):
-                    raise BundleError(f"{where}: the normaliser's {name} of '{key}' must be {size} finite numbers.")
-                row.append(value)
-        return np.concatenate(rows["mean"]), np.concatenate(rows["std"])
 
 
 class BundlePolicy:
@@ -111,7 +43,7 @@ class BundlePolicy:
     def __init__(
         self,
         contract: PolicyContract,
-        actor: Actor,
+        actor: nn.Module,
         encoder: ImageEncoder | None,
         config: Mapping[str, Any],
         provenance: Mapping[str, Any],
@@ -124,27 +56,52 @@ class BundlePolicy:
         self.control_dt = contract.control_dt
         self.config = config
         self.provenance = provenance
+        self.execute = contract.execute
         self._actor = actor.eval()
         self._encoder = encoder.eval() if encoder else None
         mean, std = contract.statistics(encoder.config.embedding_size if encoder else 0, where)
         self._mean, self._std = torch.from_numpy(mean), torch.from_numpy(std)
+        self._history, self._asked = History(contract.stack), 0
+
+    def reset(self) -> None:
+        """A new episode begins: forget what was seen, and repeat the draws of an actor that draws."""
+        self._history, self._asked = History(self.contract.stack), 0
+
+    def observe(self, observation: Mapping[str, np.ndarray]) -> None:
+        """See one step without acting: a step that a former chunk covers. Only a stack of observations remembers it."""
+        if self.contract.stack > 1:
+            self._history.append(self._rows({key: np.asarray(value)[None] for key, value in observation.items()}))
 
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        """One step's action.
+        """The actions for this step and those that follow.
 
         Args:
             observation: keys of `observation_spec` in SI units, and `images/<camera>` uint8 (H, W, 3). More is ignored.
 
         Returns:
-            (1, A) float32 in [-1, 1]: the mean of the policy, clipped.
+            (chunk, A) float32 in [-1, 1], clipped: a Gaussian's mean, or what a flow makes of its next noise.
 
         Raises:
             InputError: a key is missing, has another shape, or holds NaN.
         """
-        return self.act_batch({key: np.asarray(value)[None] for key, value in observation.items()})
+        rows = self._rows({key: np.asarray(value)[None] for key, value in observation.items()})
+        self._history.append(rows)
+        chunk = self._infer(self._history.stacked())[0]
+        return chunk.reshape(self.contract.chunk, -1).numpy()
 
     def act_batch(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The same for B observations at once: values (B, ...) -> actions (B, A)."""
+        """First actions of B observations that stand alone: values (B, ...) -> actions (B, A).
+
+        Raises:
+            InputError: as `act`, or a policy that sees stacks, for which one observation is not enough.
+        """
+        if self.contract.stack > 1:
+            raise InputError(f"This policy sees the last {self.contract.stack} observations; ask it step by step.")
+        actions = self._infer(self._rows(observations))
+        return actions[:, : int(np.prod(self.action_spec.shape))].numpy()
+
+    def _rows(self, observations: Mapping[str, np.ndarray]) -> Tensor:
+        """(B, D) normalised input of single observations."""
         parts = [
             torch.from_numpy(value.reshape(len(value), -1).astype(np.float32, copy=False))
             for value in (_take(observations, key, spec) for key, spec in self.observation_spec.items())
@@ -154,9 +111,19 @@ class BundlePolicy:
                 assert self._encoder is not None
                 images = np.ascontiguousarray(_take(observations, f"images/{camera}", spec))  # (B, H, W, 3)
                 parts.append(self._encoder(torch.from_numpy(images)))
-            x = (torch.cat(parts, -1) - self._mean) / self._std  # (B, D)
-            mean, _ = self._actor(x[None])  # (1, B, A)
-            return mean[0].clamp(-1.0, 1.0).numpy()
+            return (torch.cat(parts, -1) - self._mean) / self._std
+
+    def _infer(self, x: Tensor) -> Tensor:
+        """(B, N * D) -> (B, H * A) in [-1, 1]."""
+        with torch.inference_mode():
+            if isinstance(self._actor, FlowActor):
+                shape, seed = (1, len(x), self._actor.size), self._actor.noise_seed
+                noise = philox(seed, self._asked, Stream.FLOW_ACTING).standard_normal(shape, dtype=np.float32)
+                self._asked += 1
+                actions = self._actor.generate(x[None], torch.from_numpy(noise))
+            else:
+                actions, _ = self._actor(x[None])
+            return actions[0].clamp(-1.0, 1.0)
 
 
 class ValueBundle:
@@ -211,6 +178,7 @@ def save_policy(
     provenance: Mapping[str, Any],
     encoder: ImageEncoder | None = None,
     overwrite: bool = False,
+    kind: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one policy bundle.
 
@@ -219,14 +187,17 @@ def save_policy(
         config: the learner's configuration, for the reader; the network's sizes are taken from `actor`.
         encoder: required when the contract names cameras.
         overwrite: replace a bundle that stands there.
+        kind: of actor and how it acts, see `actors.ACTORS`; by default an `Actor`.
 
     Raises:
         BundleError: the folder exists, the normaliser misses a key, or sizes disagree.
     """
     folder = Path(folder)
     sizes = _mlp_sizes(actor, "mlp.layers")
-    _check_fit(contract, sizes, encoder, folder)
+    _check_fit(contract, sizes, encoder, folder, actor_settings(kind, str(folder)))
     architecture = {"sizes": sizes, "encoder": dataclasses.asdict(encoder.config) if encoder else None}
+    if kind is not None:
+        architecture["actor"] = dict(kind)
     tensors = {f"actor.{k}": v for k, v in actor.items()} | _encoder_tensors(encoder)
     head = {"kind": "policy", "schema": SCHEMA, "architecture": architecture, "learner": dict(config)}
     return write_bundle(folder, head, contract.to_json(), tensors, provenance, overwrite)
@@ -249,10 +220,11 @@ def load_policy(folder: str | Path, threads: int = 1) -> BundlePolicy:
         config, contract_json, tensors, provenance = read_bundle(folder, "policy")
         contract = PolicyContract.from_json(contract_json)
         sizes = config["architecture"]["sizes"]
-        actor = Actor(generators([0]), sizes[0], sizes[-1], sizes[1:-1])
+        kind = actor_settings(config["architecture"].get("actor"), str(folder))
+        actor = make_actor(kind, sizes)
         load_tensors(actor, tensors, "actor.", folder)
         encoder = _load_encoder(config, tensors, folder)
-        _check_fit(contract, sizes, encoder, folder)
+        _check_fit(contract, sizes, encoder, folder, kind)
         return BundlePolicy(contract, actor, encoder, config, provenance, str(folder))
 
 
@@ -299,7 +271,9 @@ def unstack(state: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     return {key: value[index : index + 1].detach().cpu().clone() for key, value in state.items()}
 
 
-def _check_fit(contract: PolicyContract, sizes: list[int], encoder: ImageEncoder | None, folder: Path) -> None:
+def _check_fit(
+    contract: PolicyContract, sizes: list[int], encoder: ImageEncoder | None, folder: Path, kind: Mapping[str, Any]
+) -> None:
     """BundleError unless the networks take and give what the contract says. Holds when saving and when loading."""
     if contract.images and encoder is None:
         raise BundleError(
@@ -312,10 +286,11 @@ def _check_fit(contract: PolicyContract, sizes: list[int], encoder: ImageEncoder
                 f"{folder}: camera '{camera}' is {spec.shape}; the encoder takes {encoder.config.image_size}."
             )
     mean, _ = contract.statistics(encoder.config.embedding_size if encoder else 0, str(folder))
-    actions = int(np.prod(contract.action.shape))
-    if sizes[0] != len(mean) or sizes[-1] != actions:
+    actions, inputs = int(np.prod(contract.action.shape)) * contract.chunk, len(mean) * contract.stack
+    taken = observation_size(kind, sizes)
+    if taken != inputs or sizes[-1] != actions:
         raise BundleError(
-            f"{folder}: the actor maps {sizes[0]} numbers to {sizes[-1]}; the contract says {len(mean)} to {actions}."
+            f"{folder}: the actor maps {taken} numbers to {sizes[-1]}; the contract says {inputs} to {actions}."
         )
 
 

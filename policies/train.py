@@ -12,7 +12,7 @@ import numpy as np
 from embodied.contracts.errors import ConfigError, InputError, suggest
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.resident import transition_batches
-from embodied.policies import bc, cql, edac, iql, mopo, ravl, rebrac, td3bc
+from embodied.policies import bc, cql, edac, flow_bc, iql, mopo, ravl, rebrac, td3bc
 from embodied.policies.bundle import PolicyContract, save_policy
 from embodied.policies.configure import configure
 from embodied.policies.critics import with_support
@@ -28,6 +28,7 @@ from embodied.policies.rollouts import roll_out
 # name -> learner, its configuration, its presets, the preset used when none is named
 LEARNERS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "bc": (bc.BC, bc.BCConfig, bc.PRESETS, bc.DEFAULT_PRESET),
+    "flow": (flow_bc.FlowBC, flow_bc.FlowBCConfig, flow_bc.PRESETS, flow_bc.DEFAULT_PRESET),
     "iql": (iql.IQL, iql.IQLConfig, iql.PRESETS, iql.DEFAULT_PRESET),
     "td3bc": (td3bc.TD3BC, td3bc.TD3BCConfig, td3bc.PRESETS, td3bc.DEFAULT_PRESET),
     "rebrac": (rebrac.ReBRAC, rebrac.ReBRACConfig, rebrac.PRESETS, rebrac.DEFAULT_PRESET),
@@ -191,6 +192,14 @@ def train(
         raise ConfigError(f"{learner_name} takes a {config_class.__name__}; found {type(config).__name__}.")
     seeds = checked_seeds(seeds)
     data.check()
+    if contract is not None and (wanted := (getattr(config, "chunk", 1), getattr(config, "execute", 1))) != (
+        contract.chunk,
+        contract.execute,
+    ):
+        raise ConfigError(
+            f"chunk and execute are {wanted}, but the data were made for {(contract.chunk, contract.execute)}: "
+            "they cannot be varied in one run."
+        )
     reward, reward_record = data.reward, {"method": "unused"}
     if hasattr(config, "reward_normalization"):
         reward, reward_record = normalize_rewards(
@@ -262,7 +271,9 @@ def _save_bundles(
     names = _names(seeds)
     for index, (seed, name) in enumerate(zip(seeds, names, strict=True)):
         actor = learner.actor_state(index)
-        save_policy(out / name, actor, contract, settings, {**record, "seed": seed}, encoder, overwrite=True)
+        record = {**record, "seed": seed}
+        kind = getattr(learner, "actor_kind", None)
+        save_policy(out / name, actor, contract, settings, record, encoder, overwrite=True, kind=kind)
     return names
 
 

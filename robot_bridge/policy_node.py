@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from embodied.contracts.errors import InputError
-from embodied.contracts.protocols import Policy
+from embodied.contracts.protocols import EpisodicPolicy, Policy
 from embodied.robot_bridge import messages
 from embodied.robot_bridge.actions import Targets, check_action, target_names
 from embodied.robot_bridge.adapter_servo_twist import axis_limits
@@ -132,6 +132,8 @@ class PolicyNode:
         if runs != self._runs:  # counted, since a busy process may miss the states between two runs
             self._run, self._sequence = secrets.token_hex(4), 0
             self._pacer.restart()
+            if isinstance(self._policy, EpisodicPolicy):
+                self._policy.reset()
         if runs != self._runs or state not in ACTIVE or state != self._state == "RUNNING":
             self._targets.current = None  # the next chunk starts from where the arm is commanded to stand
         self._state, self._runs, self._shadow = state, runs, values.get("shadow") == "true"

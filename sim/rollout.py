@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from embodied.contracts.protocols import Policy
+from embodied.contracts.protocols import EpisodicPolicy, Policy
 from embodied.sim.suites import environment
 
 PolicyFactory = Callable[[], Policy]
@@ -22,17 +22,31 @@ class Behaviour(Protocol):
 
 
 class PolicyBehaviour:
-    """A learned policy in the place of a scripted behaviour; it executes the first action of each chunk."""
+    """A learned policy in the place of a scripted behaviour.
+
+    It executes the first action of each chunk, or the first `execute` of an `EpisodicPolicy`, then asks again; in
+    between the policy only observes.
+    """
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self._episodic = policy if isinstance(policy, EpisodicPolicy) else None
+        self._left: list[np.ndarray] = []
 
     def reset(self, seed: int) -> str:
         del seed
+        if self._episodic:
+            self._episodic.reset()
+        self._left = []
         return "policy"
 
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        return self._policy.act(observation)[0]
+        if self._left and self._episodic:
+            self._episodic.observe(observation)
+        else:
+            count = self._episodic.execute if self._episodic else 1
+            self._left = list(self._policy.act(observation)[:count])
+        return self._left.pop(0)
 
 
 @dataclasses.dataclass(frozen=True)

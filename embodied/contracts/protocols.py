@@ -1,7 +1,7 @@
 """The seams between rooms. A new labeller, learner, policy or transport is one new file that satisfies one of these."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,7 +24,6 @@ class Policy(Protocol):
     image_spec: dict[str, ArraySpec]
     action_spec: ActionSpec
     control_dt: float
-
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """One step's action chunk.
 
@@ -34,6 +33,25 @@ class Policy(Protocol):
         Returns:
             (chunk, A) in [-1, 1]; the first row is for now.
         """
+        ...
+
+
+@runtime_checkable
+class EpisodicPolicy(Policy, Protocol):
+    """A policy that remembers what it saw in an episode, or wants more than one action of a chunk executed.
+
+    Attributes:
+        execute: actions of a chunk to execute before the next question.
+    """
+
+    execute: int
+
+    def reset(self) -> None:
+        """A new episode begins."""
+        ...
+
+    def observe(self, observation: Mapping[str, np.ndarray]) -> None:
+        """A step at which `act` is not asked, because a former chunk covers it."""
         ...
 
 
