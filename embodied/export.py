@@ -72,10 +72,16 @@ def sample(policy: Any, store: Any, count: int, seed: int) -> tuple[np.ndarray, 
         raise InputError(f"{store.path} has no episode with all of the policy's cameras.")
     rng = np.random.Generator(np.random.Philox(key=[seed, 0xE0]))
     rows = np.sort(rng.permutation(candidates)[:count])
-    observations = {key: store.read(f"observation/{key}")[rows] for key in policy.observation_spec}
+    # The last frames of the same episode, oldest first, its first repeated where there are too few.
+    stack = policy.contract.stack
+    starts = np.repeat(store.episode_start, store.episode_length)[rows]
+    windows = np.maximum(rows[:, None] + np.arange(1 - stack, 1), starts[:, None])  # (n, N)
+    observations = {key: store.read(f"observation/{key}")[windows] for key in policy.observation_spec}
     for camera in policy.image_spec:
-        pictures = [np.asarray(store.frames(camera, int(row), int(row) + 1))[0] for row in rows]
-        observations[f"images/{camera}"] = np.stack(pictures)
+        pictures = {row: np.asarray(store.frames(camera, row, row + 1))[0] for row in np.unique(windows).tolist()}
+        observations[f"images/{camera}"] = np.stack([[pictures[row] for row in window] for window in windows.tolist()])
+    if stack == 1:
+        observations = {key: value[:, 0] for key, value in observations.items()}
     return rows, observations
 
 

@@ -3,10 +3,12 @@
     policy.onnx or policy.pt2   encoder, normaliser and actor in one graph, any batch size
     manifest.json               runtime, inputs in order, output, control period, hashes, the parity that was measured
 
-The graph does what `BundlePolicy.act_batch` does; an export whose answers differ from the bundle's on the observations
+The graph does what `BundlePolicy` does but for its memory of earlier steps and its dice: stacked observations and noise
+are inputs, and `ExportedPolicy` brings them. An export whose answers differ from the bundle's on the observations
 given is not written. The folder appears whole or not at all, and an altered file is refused when it is read.
 """
 
+import collections
 import json
 import logging
 import shutil
@@ -21,7 +23,10 @@ from torch import Tensor
 
 from embodied.contracts.errors import BundleError, ConfigError, InputError, MissingExtraError, suggest
 from embodied.contracts.provenance import hash_file
-from embodied.policies.bundle import BundlePolicy, PolicyContract, load_policy
+from embodied.datasets.draws import Stream, philox
+from embodied.policies.actors import FlowActor
+from embodied.policies.bundle import BundlePolicy, load_policy
+from embodied.policies.contract import PolicyContract
 
 SCHEMA = 1
 FILES = {"onnx": "policy.onnx", "torch": "policy.pt2"}
@@ -30,54 +35,97 @@ OPSET = 18
 
 
 class ExportedNetwork(torch.nn.Module):
-    """(B, ...) of every observation key and (B, H, W, 3) uint8 of every camera -> (B, A) actions in [-1, 1]."""
+    """Raw observations to actions in [-1, 1], the whole of `BundlePolicy` but for its memory and its dice.
+
+    Inputs in the manifest's order: (B, ...) of every observation key and (B, H, W, 3) uint8 of every camera, or
+    (B, N, ...) oldest first for a policy that sees stacks; then, for a flow that draws, noise (B, chunk * A).
+    Output: (B, A), or (B, chunk, A) for a policy that gives chunks.
+    """
 
     def __init__(self, policy: BundlePolicy) -> None:
         super().__init__()
         self.actor = policy._actor
         self.encoder = policy._encoder
-        self.keys = len(policy.observation_spec)
+        self.keys, self.cameras = len(policy.observation_spec), len(policy.image_spec)
+        self.stack, self.chunk = policy.contract.stack, policy.contract.chunk
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", policy._mean.clone())
         self.register_buffer("std", policy._std.clone())
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        parts = [value.reshape(value.shape[0], -1) for value in inputs[: self.keys]]
+        batch, skip = inputs[0].shape[0], 1 if self.stack == 1 else 2
+        parts = [value.reshape(batch * self.stack, -1) for value in inputs[: self.keys]]
         if self.encoder is not None:
-            parts += [self.encoder(images) for images in inputs[self.keys :]]
-        x = (torch.cat(parts, -1) - self.mean) / self.std  # (B, D)
-        mean, _ = self.actor(x[None])
-        return mean[0].clamp(-1.0, 1.0)
+            pictures = inputs[self.keys : self.keys + self.cameras]
+            parts += [self.encoder(images.reshape(batch * self.stack, *images.shape[skip:])) for images in pictures]
+        x = ((torch.cat(parts, -1) - self.mean) / self.std).reshape(1, batch, -1)  # (1, B, N * D)
+        if isinstance(self.actor, FlowActor):
+            noise = x.new_zeros(1, batch, self.actor.size) if self.actor.noise == "zero" else inputs[-1][None]
+            actions = self.actor.generate(x, noise)
+        else:
+            actions, _ = self.actor(x)
+        actions = actions[0].clamp(-1.0, 1.0)
+        return actions if self.chunk == 1 else actions.reshape(batch, self.chunk, -1)
 
 
 class ExportedPolicy:
-    """An exported policy with the bundle's own `act`: NumPy in, NumPy out."""
+    """An exported policy with the bundle's own `reset`, `observe` and `act`: NumPy in, NumPy out."""
 
     def __init__(self, manifest: Mapping[str, Any], run: Any) -> None:
         self.manifest = manifest
         self.contract = PolicyContract.from_json(manifest["contract"])
         self.control_dt = self.contract.control_dt
+        self.execute = self.contract.execute
         self._run = run
+        self._noise = manifest["noise"]
+        self.reset()
+
+    def reset(self) -> None:
+        """A new episode begins: forget what was seen, and repeat the draws of a policy that draws."""
+        self._seen: collections.deque[list[np.ndarray]] = collections.deque(maxlen=self.contract.stack)
+        self._asked = 0
+
+    def observe(self, observation: Mapping[str, np.ndarray]) -> None:
+        """See one step without acting."""
+        row = self._checked({key: np.asarray(value)[None] for key, value in observation.items()})
+        self._seen.extend([row] * (1 if self._seen else self.contract.stack))
 
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        """One step's action (1, A) from keys in SI units and `images/<camera>` (H, W, 3) uint8."""
-        return self.act_batch({key: np.asarray(value)[None] for key, value in observation.items()})
+        """The actions from now on, (chunk, A): keys in SI units, `images/<camera>` (H, W, 3) uint8."""
+        self.observe(observation)
+        given = [np.stack(rows, 1) if self.contract.stack > 1 else rows[0] for rows in zip(*self._seen, strict=True)]
+        return self._run(given + self._drawn(1)).reshape(self.contract.chunk, -1)
 
     def act_batch(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The same for B observations: (B, A). InputError where one is missing or has another shape or type."""
+        """First actions (B, A) of B observations that stand alone. InputError for a policy that sees stacks."""
+        if self.contract.stack > 1:
+            raise InputError(f"This policy sees the last {self.contract.stack} observations; ask it step by step.")
+        given = self._checked(observations)
+        return self._run(given + self._drawn(len(given[0]))).reshape(len(given[0]), self.contract.chunk, -1)[:, 0]
+
+    def _drawn(self, batch: int) -> list[np.ndarray]:
+        if self._noise is None:
+            return []
+        rng = philox(self._noise["seed"], self._asked, Stream.FLOW_ACTING)
+        self._asked += 1
+        return [rng.standard_normal((1, batch, self._noise["size"]), dtype=np.float32)[0]]
+
+    def _checked(self, observations: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """(B, ...) of every input but the noise."""
+        specs = [(key, spec, np.dtype(np.float32)) for key, spec in self.contract.observations.items()]
+        specs += [(f"images/{camera}", spec, np.dtype(np.uint8)) for camera, spec in self.contract.images.items()]
         given = []
-        for item in self.manifest["inputs"]:
-            name, dtype = item["name"], np.dtype(item["dtype"])
+        for name, spec, dtype in specs:
             if name not in observations:
                 raise InputError(f"The observation lacks '{name}'. It has: {sorted(observations)}.")
             value = np.asarray(observations[name])
-            if value.shape[1:] != tuple(item["shape"]) or (dtype == np.uint8 and value.dtype != np.uint8):
+            if value.shape[1:] != spec.shape or (dtype == np.uint8 and value.dtype != np.uint8):
                 raise InputError(
-                    f"'{name}' is {value.dtype} {value.shape[1:]}; this policy takes {dtype} {tuple(item['shape'])}."
+                    f"'{name}' is {value.dtype} {value.shape[1:]}; this policy takes {dtype} {spec.shape}."
                 )
             given.append(np.ascontiguousarray(value, dtype))
-        return self._run(given)
+        return given
 
 
 def export_policy(
@@ -91,8 +139,8 @@ def export_policy(
 
     Args:
         kind: `onnx` or `torch`.
-        observations: (N, ...) of every key and `images/<camera>`, real ones: the parity is measured on them, one at a
-            time and all together.
+        observations: (n, ...) of every key and `images/<camera>`, real ones; (n, N, ...), oldest first, for a policy
+            that sees stacks. The parity is measured on them, one at a time and all together.
         where: they are from, for the manifest.
 
     Returns:
@@ -108,8 +156,9 @@ def export_policy(
     if out.exists():
         raise BundleError(f"{out} exists. Name another folder, or remove it first.")
     policy = load_policy(bundle)
-    inputs = _inputs(policy.contract)
-    wanted = policy.act_batch(observations)  # refuses what does not fit
+    noise = _noise(policy)
+    inputs = _inputs(policy.contract, noise)
+    wanted = _answers(policy, observations, policy.contract.stack)  # refuses what does not fit
     partial = out.parent / f".{out.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -122,7 +171,8 @@ def export_policy(
             "file": FILES[kind],
             "runtime": runtime,
             "inputs": inputs,
-            "output": {"name": "action", "shape": list(policy.action_spec.shape), "dtype": "float32", "range": [-1, 1]},
+            "noise": noise,
+            "output": _output(policy.contract),
             "contract": policy.contract.to_json(),
             "source": {"bundle": bundle.name, "hashes": hash_file(bundle / "hashes.json")},
             "sha256": hash_file(partial / FILES[kind]),
@@ -167,17 +217,44 @@ def load_exported(folder: str | Path) -> ExportedPolicy:
         raise BundleError(f"{folder} cannot be read as an exported policy: {type(error).__name__}: {error}.") from None
 
 
-def _inputs(contract: PolicyContract) -> list[dict[str, Any]]:
-    """The graph's inputs in their order."""
-    keys = [
-        {"name": key, "shape": list(spec.shape), "dtype": "float32", "unit": spec.unit}
-        for key, spec in contract.observations.items()
+def _inputs(contract: PolicyContract, noise: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The graph's inputs in their order; shapes are those behind the batch."""
+    window = [] if contract.stack == 1 else [contract.stack]
+    specs = [(key, spec, "float32") for key, spec in contract.observations.items()]
+    specs += [(f"images/{camera}", spec, "uint8") for camera, spec in contract.images.items()]
+    found = [
+        {"name": name, "shape": [*window, *spec.shape], "dtype": dtype, "unit": spec.unit if dtype == "float32" else ""}
+        for name, spec, dtype in specs
     ]
-    cameras = [
-        {"name": f"images/{camera}", "shape": list(spec.shape), "dtype": "uint8", "unit": ""}
-        for camera, spec in contract.images.items()
-    ]
-    return keys + cameras
+    if noise is not None:
+        found.append({"name": "noise", "shape": [noise["size"]], "dtype": "float32", "unit": "standard normal"})
+    return found
+
+
+def _output(contract: PolicyContract) -> dict[str, Any]:
+    shape = [*([contract.chunk] if contract.chunk > 1 else []), int(np.prod(contract.action.shape))]
+    return {"name": "action", "shape": shape, "dtype": "float32", "range": [-1, 1]}
+
+
+def _noise(policy: BundlePolicy) -> dict[str, Any] | None:
+    """What a policy that draws has to be given beside the observations."""
+    actor = policy._actor
+    if not isinstance(actor, FlowActor) or actor.noise == "zero":
+        return None
+    return {"size": actor.size, "seed": actor.noise_seed}
+
+
+def _answers(policy: Any, observations: Mapping[str, np.ndarray], stack: int) -> np.ndarray:
+    """(n, chunk, A) of windows, each as the beginning of an episode."""
+    answers = []
+    for row in range(len(next(iter(observations.values())))):
+        policy.reset()
+        window = {key: value[row] if stack > 1 else value[row][None] for key, value in observations.items()}
+        for step in range(stack - 1):
+            policy.observe({key: value[step] for key, value in window.items()})
+        answers.append(policy.act({key: value[-1] for key, value in window.items()}))
+    policy.reset()
+    return np.stack(answers)
 
 
 def _write(network: ExportedNetwork, inputs: list[dict[str, Any]], path: Path, kind: str) -> dict[str, str]:
@@ -235,14 +312,17 @@ def _runner(path: Path, manifest: Mapping[str, Any]) -> Any:
 
 
 def _parity(exported: ExportedPolicy, observations: Mapping[str, np.ndarray], wanted: np.ndarray) -> dict[str, Any]:
-    together = exported.act_batch(observations)
-    alone = np.concatenate(
-        [
-            exported.act_batch({key: value[row : row + 1] for key, value in observations.items()})
-            for row in range(len(wanted))
-        ]
-    )
-    gaps = np.maximum(np.abs(together - wanted), np.abs(alone - wanted))  # (N, A)
+    """Largest and mean difference from the bundle's answers, one observation at a time and all in one batch."""
+    alone = _answers(exported, observations, exported.contract.stack)
+    given = [
+        np.ascontiguousarray(observations[i["name"]], i["dtype"])
+        for i in exported.manifest["inputs"]
+        if i["name"] in observations
+    ]
+    noise = [np.repeat(drawn, len(wanted), 0) for drawn in exported._drawn(1)]  # as after each reset
+    exported.reset()
+    together = exported._run(given + noise).reshape(wanted.shape)
+    gaps = np.maximum(np.abs(together - wanted), np.abs(alone - wanted))
     worst = float(gaps.max()) if np.isfinite(gaps).all() else float("inf")
     return {"count": len(wanted), "max_abs_difference": worst, "mean_abs_difference": float(gaps.mean())}
 

@@ -233,6 +233,8 @@ def share_outside(data: Any, actions: np.ndarray, seed: int = 0) -> np.ndarray:
 def store_actions(policies: list[Any], store: Any, block: int = 512, progress: Progress | None = None) -> np.ndarray:
     """(P, F, A) what policies from bundles do at every frame of an `EpisodeStore`, the pictures read block by block.
 
+    Of a chunk the first action counts, as if the policy were asked at every step.
+
     Raises:
         InputError: the store lacks a key or camera that a policy takes.
     """
@@ -242,17 +244,22 @@ def store_actions(policies: list[Any], store: Any, block: int = 512, progress: P
         if name not in known:
             raise InputError(f"{store.path} has no '{name}', which a policy takes. It has: {', '.join(sorted(known))}.")
     values = {key: store.read(f"observation/{key}") for key in keys}
-    out = None
+    episode_starts = set(np.asarray(store.episode_start).tolist())
+    out = np.empty((len(policies), store.num_frames, int(np.prod(policies[0].action_spec.shape))), np.float32)
     for start in range(0, store.num_frames, block):
         stop = min(start + block, store.num_frames)
         seen: dict[str, np.ndarray] = {key: value[start:stop] for key, value in values.items()}
         seen |= {f"images/{camera}": np.asarray(store.frames(camera, start, stop)) for camera in cameras}
-        given = np.stack([policy.act_batch(seen) for policy in policies])  # (P, b, A)
-        out = np.empty((len(policies), store.num_frames, given.shape[-1]), np.float32) if out is None else out
-        out[:, start:stop] = given
+        for place, policy in enumerate(policies):
+            if policy.contract.stack == 1:
+                out[place, start:stop] = policy.act_batch(seen)
+                continue
+            for row in range(start, stop):  # its memory is filled step by step
+                if row in episode_starts:
+                    policy.reset()
+                out[place, row] = policy.act({key: value[row - start] for key, value in seen.items()})[0]
         if progress:
             progress(stop, store.num_frames, "asking the policies")
-    assert out is not None
     return out
 
 

@@ -1,8 +1,10 @@
 """Exported policies: the bundle's answers on a store's own observations, in both runtimes; damaged ones are refused."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,10 +17,13 @@ from embodied.cli import main
 from embodied.contracts.errors import BundleError, ConfigError, InputError
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.episode import Episode, end_flags, padded_last
-from embodied.export import Export, as_text, export
+from embodied.export import Export, as_text, export, sample
 from embodied.policies import export_policy as module
-from embodied.policies.bundle import load_policy
+from embodied.policies.actors import FlowActor
+from embodied.policies.bundle import load_policy, save_policy
 from embodied.policies.export_policy import TOLERANCE, export_policy, load_exported
+from embodied.policies.fqe import store_actions
+from embodied.policies.networks import Actor, EncoderConfig, ImageEncoder, generators
 from embodied.progress import Progress
 
 CONTRACT = tiny_contract()
@@ -111,6 +116,88 @@ def test_the_onnx_file_runs_without_us(world: Path) -> None:
              for item in session.get_inputs()}  # fmt: skip
     found = np.asarray(session.run(None, given)[0])
     np.testing.assert_allclose(found, load_policy(world / "seeing").act_batch(seen), atol=TOLERANCE)
+
+
+def make_windowed(folder: Path, stack: int, chunk: int, kind: dict | None, cameras: tuple[str, ...] = ()) -> Path:
+    """A bundle with random weights that sees `stack` observations and gives `chunk` actions."""
+    contract = dataclasses.replace(tiny_contract(cameras=cameras), stack=stack, chunk=chunk, execute=chunk)
+    size, given = 8 * chunk, stack * (15 + 16 * len(cameras))
+    encoder = (
+        ImageEncoder(EncoderConfig(channels=(4, 4, 4), embedding_size=16), generators([1])[0]) if cameras else None
+    )
+    if kind is None:
+        actor = Actor(generators([0]), given, size, (32,))
+    else:
+        actor = FlowActor(generators([0]), given, size, (32,), kind["steps"], kind["noise"], kind["noise_seed"])
+    state = actor.state_dict()
+    return save_policy(folder, state, contract, {"algorithm": "test"}, {"made_by": "test"}, encoder, kind=kind)
+
+
+SEEDED = {"kind": "flow", "steps": 4, "noise": "seeded", "noise_seed": 5}
+
+
+@pytest.mark.parametrize(
+    ("stack", "chunk", "kind", "cameras", "fmt"),
+    [
+        (3, 1, None, ("wrist",), "torch"),
+        (2, 4, None, (), "onnx"),
+        (2, 3, SEEDED, (), "onnx"),
+        (1, 2, {**SEEDED, "noise": "zero"}, (), "torch"),
+    ],
+)
+def test_stacks_chunks_and_flows(
+    world: Path, tmp_path: Path, stack: int, chunk: int, kind: dict | None, cameras: tuple[str, ...], fmt: Any
+) -> None:
+    """An episode acted through, step by step: the export remembers and draws as the bundle does."""
+    folder = make_windowed(tmp_path / "b", stack, chunk, kind, cameras)
+    manifest = export(Export(folder, tmp_path / "x", world / "store", fmt, frames=6), Progress())
+    assert manifest["parity"]["max_abs_difference"] < TOLERANCE
+    assert manifest["output"]["shape"] == ([chunk, 8] if chunk > 1 else [8])
+    assert manifest["inputs"][0]["shape"] == ([stack, 7] if stack > 1 else [7])
+    assert ("noise" in [item["name"] for item in manifest["inputs"]]) == (kind is SEEDED)
+    bundle, exported = load_policy(folder), load_exported(tmp_path / "x")
+    seen = observations(5)
+    answers = []
+    for _ in range(2):
+        bundle.reset()
+        exported.reset()
+        for step in range(5):
+            one = {key: value[step] for key, value in seen.items()}
+            if step == 2:
+                bundle.observe(one)
+                exported.observe(one)
+                continue
+            wanted = bundle.act(one)
+            assert wanted.shape == (chunk, 8)
+            np.testing.assert_allclose(exported.act(one), wanted, atol=TOLERANCE)
+            answers.append(wanted)
+    assert np.array_equal(answers[0], answers[4])  # a reset repeats the draws
+    if stack == 1:
+        bundle.reset()
+        exported.reset()
+        np.testing.assert_allclose(exported.act_batch(seen), bundle.act_batch(seen), atol=TOLERANCE)
+    else:
+        with pytest.raises(InputError, match="step by step"):
+            exported.act_batch(seen)
+
+
+def test_what_a_stack_sees_of_a_store_begins_with_the_episode(world: Path, tmp_path: Path) -> None:
+    from embodied.datasets.store import EpisodeStore
+
+    store = EpisodeStore(world / "store")
+    policy = load_policy(make_windowed(tmp_path / "b", 3, 1, None))
+    rows, seen = sample(policy, store, store.num_frames, 0)
+    assert rows.tolist() == list(range(store.num_frames))
+    values = store.read("observation/joint_position")
+    first = int(store.episode_start[1])
+    np.testing.assert_array_equal(seen["joint_position"][first], values[[first, first, first]])
+    np.testing.assert_array_equal(seen["joint_position"][first + 1], values[[first, first, first + 1]])
+    np.testing.assert_array_equal(seen["joint_position"][first + 5], values[first + 3 : first + 6])
+    acted = store_actions([policy], store)[0]
+    policy.reset()
+    for row in range(first, first + 4):
+        answer = policy.act({key: store.read(f"observation/{key}")[row] for key in policy.observation_spec})
+        np.testing.assert_allclose(answer[0], acted[row], atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["seeing-onnx", "seeing-torch"])
