@@ -56,7 +56,7 @@ def _draw(pyplot: Any, result: dict[str, Any]) -> bytes:
     scores = result["scores"]
     names = list(scores["aggregates"])
     pairs = _pairs(scores["improvement"], result["reference"], names)
-    lower = max(2.6, 0.8 + 0.34 * len(pairs), 1.2 + 0.2 * len(names))
+    lower = max(2.6, 0.8 + 0.34 * len(pairs)) + (0.1 * len(names) if len(names) > 4 else 0)
     upper = 0.9 + 0.34 * len(names)
     figure = pyplot.figure(figsize=(11, upper + lower + 0.7), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=[upper, lower], hspace=0.06)
@@ -105,7 +105,11 @@ def _profiles(axes: Any, profiles: dict[str, Any], names: list[str]) -> None:
     axes.set(xlim=(thresholds[0], thresholds[-1]), ylim=(-0.02, 1.02))
     axes.set_xlabel("score τ")
     axes.set_ylabel("share of runs above τ")
-    axes.legend(lines, [_short(name) for name in names], loc="best", fontsize=8, ncols=1 + len(names) // 9)
+    labels, small = [_short(name) for name in names], {"fontsize": 8}
+    if len(names) <= 4:
+        axes.legend(lines, labels, loc="best", **small)
+    else:  # below, clear of the curves
+        axes.legend(lines, labels, loc="upper left", bbox_to_anchor=(0, -0.13), ncols=2, borderaxespad=0, **small)
 
 
 def _improvements(axes: Any, pairs: dict[str, dict[str, float | None]]) -> None:
