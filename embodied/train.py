@@ -20,20 +20,20 @@ class TrainClone:
 
     Attributes:
         store: EpisodeStore to learn from.
-        out: folder to write: seed_000/ ... (bundles), metrics.jsonl, a checkpoint.
-        encoder: folder of 'embodied pretrain'; its camera becomes an input of the policy.
-        keys: observation keys the policy sees; by default all that a real robot could know.
-        stack: observations the policy sees, the last ones; an episode's first is repeated before it.
+        out: folder for bundles, metrics, checkpoint.
+        encoder: of 'embodied pretrain': the policy sees its camera.
+        keys: what the policy sees; empty: all that a robot knows.
+        stack: last observations the policy sees.
         seeds: how many policies.
         seed: of the first; the others follow.
         steps: gradient steps.
         preset: the learner's default by default.
-        settings: changes to the preset, for example learning_rate 0.001.
+        settings: changes to the preset: chunk 8 execute 4.
         device: cpu or cuda.
-        vary: settings to try several values of, each with every seed: --vary expectile 0.7,0.8,0.9.
-        workers: processes on a CPU; 0: one per core. A GPU trains the seeds as one stack.
+        vary: settings to try with all seeds: expectile 0.7,0.9.
+        workers: processes on a CPU; 0: one per core.
         precision: fp32, or bf16 products where the CPU has them.
-        log: tensorboard, wandb or trackio, beside metrics.jsonl.
+        log: tensorboard, wandb or trackio too.
     """
 
     store: Positional[Path]
@@ -59,21 +59,21 @@ class TrainReward:
 
     Attributes:
         store: EpisodeStore to learn from.
-        reward: label set to learn from, or `source` for the store's own reward.
-        out: folder to write: seed_000/ ... (bundles), metrics.jsonl, a checkpoint.
-        encoder: folder of 'embodied pretrain'; its camera becomes an input of the policy.
-        keys: observation keys the policy sees; by default all that a real robot could know.
-        stack: observations the policy sees, the last ones; an episode's first is repeated before it.
+        reward: label set, or `source` for the store's own.
+        out: folder for bundles, metrics, checkpoint.
+        encoder: of 'embodied pretrain': the policy sees its camera.
+        keys: what the policy sees; empty: all that a robot knows.
+        stack: last observations the policy sees.
         seeds: how many policies.
         seed: of the first; the others follow.
         steps: gradient steps.
         preset: learned-reward (default), locomotion, antmaze, maze2d, kitchen, adroit and more: docs/learners.md.
-        settings: changes to the preset, for example discount 0.99 batch_size 512.
+        settings: changes to the preset: discount 0.99.
         device: cpu or cuda.
-        vary: settings to try several values of, each with every seed: --vary expectile 0.7,0.8,0.9.
-        workers: processes on a CPU; 0: one per core. A GPU trains the seeds as one stack.
+        vary: settings to try with all seeds: expectile 0.7,0.9.
+        workers: processes on a CPU; 0: one per core.
         precision: fp32, or bf16 products where the CPU has them.
-        log: tensorboard, wandb or trackio, beside metrics.jsonl.
+        log: tensorboard, wandb or trackio too.
     """
 
     store: Positional[Path]

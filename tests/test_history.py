@@ -1,5 +1,8 @@
 """Stacks and chunks: by hand at the ends of episodes and at gaps, and the same in training and in acting."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,14 @@ import torch
 from embodied.contracts.errors import ConfigError
 from embodied.datasets.transitions import TransitionIndex
 from embodied.datasets.windows import Runs
+from embodied.policies.contract import PolicyContract
 from embodied.policies.history import History, chunk_actions, stack_observations
+from embodied.progress import Progress
+from embodied.train import learning_data
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_stores import make_episode, write_store
+from tiny_bundle import tiny_contract
 
 # Two episodes: frames 0 to 3 and 4 to 6. The second frame of each episode's end begins no step.
 EPISODES = Runs(np.array([0, 4]), np.array([4, 3]))
@@ -61,3 +71,26 @@ def test_windows_of_nothing_are_refused() -> None:
         stack_observations(np.zeros((7, 1), np.float32), EPISODES, 0)
     with pytest.raises(ConfigError, match="1 action or more; found 0"):
         chunk_actions(np.zeros((7, 1), np.float32), INDEX, 0)
+
+
+def test_training_data_of_a_store_are_stacked_and_chunked_within_episodes(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", [make_episode(i, steps=6 + i) for i in range(3)])
+    plain, _ = learning_data(store, (), None, None, Progress())
+    data, contract = learning_data(store, (), None, None, Progress(), stack=2, chunk=3, execute=2)
+    assert (contract.stack, contract.chunk, contract.execute) == (2, 3, 2)
+    assert PolicyContract.from_json(contract.to_json()).to_json() == contract.to_json()
+    np.testing.assert_array_equal(data.frame, plain.frame)
+    episode = np.repeat(np.arange(3), store.episode_length)
+    first = store.episode_start[episode]
+    for t in range(store.num_frames):
+        before = max(t - 1, first[t])
+        wanted = np.concatenate([plain.observations[before], plain.observations[t]])
+        np.testing.assert_array_equal(data.observations[t], wanted)
+    for t, own in zip(plain.frame, plain.episode, strict=True):
+        last = plain.frame[plain.episode == own].max()
+        wanted = np.concatenate([plain.actions[min(t + k, last)] for k in range(3)])
+        np.testing.assert_array_equal(data.actions[t], wanted)
+
+
+def test_contracts_without_windows_are_written_as_before() -> None:
+    assert not {"stack", "chunk", "execute"} & set(tiny_contract().to_json())
