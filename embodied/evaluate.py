@@ -99,9 +99,10 @@ def bundles(folder: Path, behaviours: Any = ()) -> Seeds:
         )
     if (folder / "hashes.json").exists():
         return [(None, str(folder))]
-    found: Seeds = [
-        (int(p.parent.name.split("_")[-1]), str(p.parent)) for p in sorted(folder.glob("seed_*/hashes.json"))
-    ]
+    names = [path.parent.name for path in sorted(folder.glob("seed_*/hashes.json"))]
+    found: Seeds = [(int(name[5:]), str(folder / name)) for name in names if name[5:].isdecimal()]
+    if names and not found:  # of `train --vary`: seeds under different settings are no sample of one policy
+        raise InputError(f"{folder} holds variations of settings: {', '.join(names)}. Name one of them.")
     if not found:
         raise BundleError(f"{folder} is no bundle and holds none (seed_000, ...). Is its training finished?")
     return found

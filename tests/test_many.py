@@ -14,6 +14,7 @@ import torch
 
 from embodied.contracts.errors import ConfigError, InputError, TrainingError
 from embodied.contracts.specs import ActionSpec, ArraySpec
+from embodied.evaluate import bundles
 from embodied.policies.bundle import PolicyContract, load_policy
 from embodied.policies.iql import IQLConfig
 from embodied.policies.loop import read_metrics
@@ -85,6 +86,9 @@ def test_variations_are_policies_of_their_own_with_names_logs_and_checkpoints(tm
         assert load_policy(tmp_path / name).config["learner"]["expectile"] == float(name[-3:])
         assert len(read_metrics(tmp_path / "runs" / name)) == 4
         assert (tmp_path / "runs" / name / "checkpoint.safetensors").exists()
+    with pytest.raises(InputError, match=r"variations of settings: seed_000-expectile_0.7, .*Name one"):
+        bundles(tmp_path)
+    assert bundles(tmp_path / names[0]) == [(None, str(tmp_path / names[0]))]
     value = read_metrics(tmp_path)[-1]["value"]
     assert value[2] > value[0]  # the higher expectile
     assert value[3] > value[1]

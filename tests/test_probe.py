@@ -1,5 +1,6 @@
 """The probe: returns worked out by hand, over-estimation, and divergence that stops a run with its reason."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ class Growing:
     def state_dict(self) -> dict[str, Tensor]:
         return {"q": self.q}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.q = state["q"]
 
 

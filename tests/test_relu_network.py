@@ -53,6 +53,7 @@ def test_a_stack_equals_single_networks_bit_for_bit() -> None:
 def test_passes_under_way_at_once_do_not_share_buffers() -> None:
     """Two forward passes before either backward: each keeps the activations it will need."""
     parameters = network(2, (5, 8, 8, 1))
+    torch.autograd.grad(relu_network.apply(torch.randn(2, 6, 5), parameters, 2).sum(), parameters)  # leaves buffers
     xs = [torch.randn(2, 6, 5) for _ in range(2)]
     both = [relu_network.apply(x, parameters, 2) for x in xs]
     found = torch.autograd.grad(both[0].sum() + both[1].square().sum(), parameters)
