@@ -228,3 +228,16 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
     data, contract = data_and_contract(1, 2, 1)
     with pytest.raises(ConfigError, match="cannot be varied"):
         train("bc", data, make_config("bc", overrides={"chunk": 4}), [0], 5, tmp_path, contract)
+
+
+def test_every_step_draws_noise_and_times_of_its_own() -> None:
+    learner, seen = FlowBC(SMALL, [0, 1], 3, 4, 40), []
+    learner.actor.register_forward_pre_hook(lambda module, inputs: seen.append((inputs[1].clone(), inputs[2].clone())))
+    for _ in range(40):
+        learner.update(random_batch(2, 0))
+    points, times = (torch.stack(parts) for parts in zip(*seen, strict=True))  # (40, 2, 8, ...)
+    assert len(times.unique()) > 600  # of 640
+    assert len(points[:, 0, 0, 0].unique()) == 40
+    assert times.min() >= 0
+    assert times.max() <= 1
+    assert times.mean().item() == pytest.approx(0.5, abs=0.05)  # of 640 uniform draws, whose mean spreads by 0.011
