@@ -52,6 +52,16 @@ def check_stack_equals_separate(make: Callable[[list[int]], Any], updates: int =
             np.testing.assert_allclose(stack.actor_state(i)[key].numpy(), value.numpy(), rtol=1e-7, atol=1e-10)
 
 
+def check_actions_are_clipped(make: Callable[[list[int]], Any]) -> None:
+    """Actions beyond 1, as some sources hold them, count as 1."""
+    wide: dict[str, torch.Tensor] = dict(random_batch(1))  # type: ignore[arg-type]
+    wide |= {key: 3.0 * wide[key] for key in ("actions", "next_actions")}
+    within = wide | {key: wide[key].clamp(-1.0, 1.0) for key in ("actions", "next_actions")}
+    assert (wide["actions"].abs() > 1).any()
+    ours, again = make([0]).update(wide), make([0]).update(within)
+    assert all(torch.equal(ours[name], again[name]) for name in ours)
+
+
 def check_resume(make: Callable[[list[int]], Any], cut: int = 5, more: int = 6) -> None:
     """A learner made anew, of other seeds' weights, goes on from a state dict bit for bit, noise included."""
     first, second = make([1, 2]), make([1, 2])

@@ -19,6 +19,7 @@ from learner_checks import (
     A,
     B,
     D,
+    check_actions_are_clipped,
     check_resume,
     check_run_resumes,
     check_stack_equals_separate,
@@ -227,6 +228,10 @@ def test_stacked_training_equals_separate_training(double: None, changes: dict[s
 
 def test_state_dict_restores_the_run_exactly(double: None) -> None:
     check_resume(lambda seeds: CQL(dataclasses.replace(SMALL, lagrange=True, cal_ql=True), seeds, D, A, 10))
+
+
+def test_actions_beyond_one_count_as_one(double: None) -> None:
+    check_actions_are_clipped(lambda seeds: CQL(SMALL, seeds, D, A, 10))
 
 
 def test_a_cut_run_ends_with_the_files_of_a_whole_one(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from learner_checks import (
     A,
     B,
     D,
+    check_actions_are_clipped,
     check_resume,
     check_run_resumes,
     check_stack_equals_separate,
@@ -179,6 +180,10 @@ def test_stacked_training_equals_separate_training(double: None) -> None:
 
 def test_state_dict_restores_the_run_exactly(double: None) -> None:
     check_resume(lambda seeds: ReBRAC(SMALL, seeds, D, A, 10))
+
+
+def test_actions_beyond_one_count_as_one(double: None) -> None:
+    check_actions_are_clipped(lambda seeds: ReBRAC(SMALL, seeds, D, A, 10))
 
 
 def test_a_cut_run_ends_with_the_files_of_a_whole_one(tmp_path: Path) -> None:
