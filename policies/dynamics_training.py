@@ -1,8 +1,4 @@
-"""Training of a dynamics ensemble: bootstrapped members, a stop by held-out error, elites. Several seeds in one stack.
-
-The trunk's gradient is written by hand into memory that is kept: autograd allocates each activation anew, which costs
-page faults at these sizes. A test holds it against autograd. The heads and the loss are autograd's.
-"""
+"""Training of a dynamics ensemble: bootstrapped members, a stop by held-out error, elites; several seeds in a stack."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -129,7 +125,6 @@ class DynamicsTraining:
         self.stalled = [0] * s  # epochs since a member gained
         self.cut = [False] * s  # the learning rate was lowered
         self.done = [False] * s
-        self._pass = Trunk(self.network)
 
     def _table(self, data: DynamicsData) -> Tensor:
         """(N, D + A + D + 1 + 1): standardised inputs, targets, terminated."""
@@ -169,16 +164,14 @@ class DynamicsTraining:
         log variance, plus the mean cross-entropy of the termination.
         """
         network, width = self.network, self.width
-        out = self._pass.forward(table[..., :width]).requires_grad_(True)
         targets, ended = table[..., width:-1], table[..., -1]
-        mean, log_variance, logit = network.heads(out)
+        mean, log_variance, logit = network(table[..., :width])
         losses = gaussian_loss(mean, log_variance, targets)
         if logit is not None:
             losses = losses + F.binary_cross_entropy_with_logits(logit, ended, reduction="none").mean(-1)
         low, high = network.min_log_variance, network.max_log_variance
         loss = losses.view(network.seeds, -1).sum(1) + self.config.bound_penalty * (high - low).sum((1, 2))
-        d_out, d_low, d_high = torch.autograd.grad(loss.sum(), [out, low, high])
-        return loss.detach(), [*self._pass.backward(d_out), d_low, d_high]
+        return loss.detach(), list(torch.autograd.grad(loss.sum(), list(network.parameters())))
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
         """(M, n) rows: the member's bootstrap, the same in all epochs, in the epoch's order."""
@@ -265,44 +258,6 @@ class DynamicsTraining:
         self.epoch = int(state["epoch"])
 
 
-class Trunk:
-    """Forward and backward of a network's layers by hand, into memory that is kept between batches of one size."""
-
-    def __init__(self, network: DynamicsNetwork) -> None:
-        self._layers = list(network.layers)
-        self._x: list[Tensor] = []  # what each layer takes
-        self._before: list[Tensor] = []  # each hidden layer before its SiLU
-        self._gradient: list[Tensor] = []  # scratch per hidden layer
-        self._weights = [torch.empty_like(layer.weight) for layer in self._layers]
-
-    @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """(K, B, in) -> (K, B, out), detached."""
-        k, b, hidden = x.shape[0], x.shape[1], self._layers[:-1]
-        if not self._before or self._before[0].shape[:2] != (k, b):
-            shapes = [(k, b, layer.weight.shape[2]) for layer in hidden]
-            self._before, self._x, self._gradient = ([x.new_empty(s) for s in shapes] for _ in range(3))
-        self._input = x
-        for layer, before, after in zip(hidden, self._before, self._x, strict=True):
-            torch.baddbmm(layer.bias, x, layer.weight, out=before)
-            x = torch.ops.aten.silu.out(before, out=after)
-        return torch.baddbmm(self._layers[-1].bias, x, self._layers[-1].weight)
-
-    @torch.no_grad()
-    def backward(self, d_out: Tensor) -> list[Tensor]:
-        """Gradient of the output -> gradients of weight and bias of each layer, first layer first."""
-        gradients: list[Tensor] = []
-        inputs = [self._input, *self._x]
-        for n in reversed(range(len(self._layers))):
-            weight = torch.bmm(inputs[n].transpose(1, 2), d_out, out=self._weights[n])
-            gradients = [weight, d_out.sum(1, keepdim=True), *gradients]
-            if n:
-                place = self._gradient[n - 1]
-                torch.bmm(d_out, self._layers[n].weight.transpose(1, 2), out=place)
-                d_out = torch.ops.aten.silu_backward.grad_input(place, self._before[n - 1], grad_input=place)
-        return gradients
-
-
 class StackAdam:
     """Fused Adam on a stack of S seeds, each with a learning rate of its own; decay on weights, none on biases."""
 
@@ -319,16 +274,14 @@ class StackAdam:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], rates: Sequence[float], active: Sequence[bool]) -> None:
-        """`gradients` in the layers' order, then those of the two bounds; seeds not active stay as they are."""
-        order = [n for n in self._names if n.startswith("layers")] + ["min_log_variance", "max_log_variance"]
-        found = dict(zip(order, gradients, strict=True))
+        """`gradients` in the order of `parameters()`; seeds not active stay as they are."""
         for seed in (s for s in range(self._seeds) if active[s]):
             step = self._steps[seed] + 1
             for decay in sorted(set(self._decay)):
                 chosen = [i for i, value in enumerate(self._decay) if value == decay]
                 adam(
                     [_part(self._parameters[i], seed, self._seeds) for i in chosen],
-                    [_part(found[self._names[i]], seed, self._seeds) for i in chosen],
+                    [_part(gradients[i], seed, self._seeds) for i in chosen],
                     [_part(self._moments[0][i], seed, self._seeds) for i in chosen],
                     [_part(self._moments[1][i], seed, self._seeds) for i in chosen],
                     [],
