@@ -5,8 +5,8 @@ process whose threads look at endpoints at the same moment (a dispatcher, a serv
 hash, or of another's length: read beyond its end, that kills the process. And of the copy of the user data that Cyclone
 hands out it frees nothing: 96 bytes for every look at an endpoint.
 
-Not mended, since its lock is out of reach: making a topic walks Cyclone's table of types while Cyclone's own threads may
-change it. A process that made a node within milliseconds of closing another on the same domain, a hundred times a
+Not mended, since its lock is out of reach: making a topic walks Cyclone's table of types while Cyclone's own threads
+may change it. A process that made a node within milliseconds of closing another on the same domain, a hundred times a
 second on a busy host, died of it, or was refused a topic with BAD_PARAMETER, once in some 1500 times. So make a node's
 topics once, when it starts.
 """
