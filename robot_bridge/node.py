@@ -124,12 +124,21 @@ class Rate:
         self.missed_deadlines = 0
         self._next = time.monotonic() + self.period
 
-    def sleep(self, stop: Stop) -> bool:
-        """Until the next tick; True if the process should end."""
+    def sleep(self, stop: Stop, prepare: Callable[[], None] | None = None, lead: float = 0.0) -> bool:
+        """Until the next tick; True if the process should end.
+
+        Args:
+            prepare: called `lead` seconds before it, unless it is already that late.
+        """
         now = time.monotonic()
         if now - self._next > self.period / 2:
             self.missed_deadlines += 1
             self._next = max(self._next, now - self.period)
+        if prepare is not None and self._next - lead > now:
+            if stop.wait(self._next - lead - now):
+                return True
+            prepare()
+            now = time.monotonic()
         ended = stop.wait(self._next - now)
         self._next += self.period
         return ended

@@ -47,8 +47,8 @@ class RobotRecord:
         joints: J names, the arm's and then the gripper's.
         time: (N,) physics clock [s].
         wall: (N,) the same moments on the host's monotonic clock, as `time.monotonic` reads it in every process [s].
-        late: (N,) how much later the process came to simulate them [s]: with one that the host does not schedule, physics
-            makes up for the time that was lost.
+        late: (N,) how much later the process came to simulate them [s]: with one that the host does not schedule,
+            physics makes up for the time that was lost.
         stamp_ns: (N,) and on the clock of message stamps [ns].
         position, velocity: (N, J) measured after the step [rad, rad/s].
         command: (N, J) what the controllers asked the servos for.

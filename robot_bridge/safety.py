@@ -15,6 +15,7 @@ not a rated safety function: it must sit behind the robot's own limits and a phy
 """
 
 import dataclasses
+import logging
 import math
 from typing import Protocol
 
@@ -26,6 +27,8 @@ from embodied.robot_bridge.limits import Limits
 from embodied.robot_bridge.machine import ACTIVE, Cause, Inputs, Machine, State
 from embodied.robot_bridge.motion_filter import Motion, MotionFilter, Path, Plan
 from embodied.robot_bridge.profile import Safety
+
+log = logging.getLogger("safety")
 
 _COUNTS = ("runs", "chunks", "rejected", "malformed_chunks", "late", "repeated", "far", "clamped", "boxed", "workspace")
 _COUNTS += ("tracking", "holds", "missed_ticks", "clock_jumps", "reseeded", "violations", "bugs")
@@ -67,6 +70,29 @@ class Tick:
     motion: Motion | None = None
     heard_at: np.ndarray | None = None
     silence: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ahead:
+    """What the next tick plans if nothing that it depends on changes until then.
+
+    Attributes:
+        before, path: the path as it was, and one tick later.
+        grid: when the latter's present row is due [s].
+        timeline, wanted, targets: where it is to go, without limits and within them.
+        followed: the path that leads there, where it leaves the workspace, what it breaks, and the plan made of it.
+    """
+
+    before: Path
+    path: Path
+    grid: float
+    timeline: Timeline | None
+    wanted: np.ndarray
+    targets: np.ndarray
+    followed: Path
+    outside: str
+    fault: str
+    plan: Plan
 
 
 class SafetyFilter:
@@ -123,6 +149,7 @@ class SafetyFilter:
         self._yield: np.ndarray | None = None  # where to go in a HOLD because the arm did not follow
         self._dirty, self._silent, self._since_sent = False, False, 0
         self._events: list[str] = []
+        self._prepared: _Ahead | None = None
 
     @property
     def state(self) -> State:
@@ -318,7 +345,10 @@ class SafetyFilter:
         if self._path is None or self._silent or steps == 0:
             return None
         # One that is told positions or velocities tick by tick gets no further in a missed one; a plan goes on.
-        self._path = self._path.advance(1 if self._streaming else steps)
+        rows = 1 if self._streaming else steps
+        ahead = self._prepared
+        prepared = ahead is not None and rows == 1 and ahead.before is self._path
+        self._path = ahead.path if ahead is not None and prepared else self._path.advance(rows)
         if self._streaming and steps > self._ahead and self.motion is not None:
             self._path = self.filter.rest(self.motion.position)
         self._since_sent += steps
@@ -346,21 +376,54 @@ class SafetyFilter:
         self.counts["missed_ticks"] += max(0, steps - 1)
         return steps
 
+    def prepare(self) -> None:
+        """Plan the next tick before it is due, as it would plan itself: it takes this over if all is still the same.
+
+        Call it shortly before a tick, when there is time, or never: ticks decide the same either way.
+        """
+        self._prepared = None
+        try:
+            self._prepared = self._look_ahead()
+        except Exception:  # the tick meets it again, and stops the arm in a controlled way
+            log.exception("the next tick cannot be planned")
+
+    def _look_ahead(self) -> _Ahead | None:
+        due = self._dirty or self._since_sent + 1 >= self.config.command_every
+        if self.state is not State.RUNNING or self._path is None or self._timeline is None or self._quiet or not due:
+            return None
+        path, grid = self._path.advance(1), self._grid + self.filter.dt
+        wanted = targets = self._wanted(grid)
+        if len(wanted):
+            targets = self._within(wanted, path.position[2])[1]
+        followed = self.filter.follow(path, targets)
+        outside = self._leaves(followed) if len(targets) else ""
+        fault, plan = self.filter.violation(followed), self.filter.plan(followed)
+        return _Ahead(self._path, path, grid, self._timeline, wanted, targets, followed, outside, fault, plan)
+
     def _replan(self, now: float) -> Plan | None:
         assert self._path is not None
         targets, limited = self._targets()
-        path = self.filter.follow(self._path, targets)
-        if len(targets) and self.state is State.RUNNING and (where := self._leaves(path)):
+        ahead = self._prepared
+        if ahead is not None and (ahead.path is not self._path or not np.array_equal(targets, ahead.targets)):
+            ahead = None
+        path = ahead.followed if ahead else self.filter.follow(self._path, targets)
+        outside = ""
+        if len(targets) and self.state is State.RUNNING:
+            outside = ahead.outside if ahead else self._leaves(path)
+        if outside:
             self.counts["workspace"] += 1
-            self.hold(Cause.WORKSPACE, where, now)
-            path = self.filter.follow(self._path, self._no_targets)
-        if fault := self.filter.violation(path):
+            self.hold(Cause.WORKSPACE, outside, now)
+            ahead, path = None, self.filter.follow(self._path, self._no_targets)
+        if fault := ahead.fault if ahead else self.filter.violation(path):
             self.counts["violations"] += 1
             self._stop_for_bug(f"bug: the filter broke the {fault}", now)
             return None
         self._clamped_since = min(self._clamped_since, now) if limited else np.inf
         self._path, self._dirty, self._since_sent = path, False, 0
-        return self.filter.plan(path, now - self._grid)
+        late = now - self._grid
+        if ahead:
+            return dataclasses.replace(ahead.plan, times=ahead.plan.times - late)
+        return self.filter.plan(path, late)
 
     def _targets(self) -> tuple[np.ndarray, bool]:
         """Targets (F, J), one row per tick to come, none where it is to brake; and whether the first was limited."""
@@ -370,26 +433,39 @@ class SafetyFilter:
             return np.array([self._yield] * self._ahead), False
         if self.state is not State.RUNNING or self._timeline is None:
             return self._no_targets, False
-        assert self._measured is not None
         assert self._path is not None
-        dt, limits = self.filter.dt, self.limits
-        times = self._grid + self._coming
-        times = times[times <= self._timeline.end + dt][:, None]
-        if not len(times):
+        wanted = self._wanted(self._grid)
+        if not len(wanted):
             return self._no_targets, False
-        wanted = self.filter.aim(self._timeline, times, self.config.look_ahead)
-        # A joint that jumps away in the measurement must not pull the command along: it may stop it, no more.
-        here = self._path.position[2]
-        low = np.minimum(self._measured - limits.max_step, here)
-        high = np.maximum(self._measured + limits.max_step, here)
-        near = np.minimum(np.maximum(wanted, low), high)
-        targets = np.minimum(np.maximum(near, limits.low), limits.high)
+        near, targets = self._within(wanted, self._path.position[2])
         watched = self._watched
         rows = [rows[0, watched].tolist() for rows in (wanted, near, targets)]
         clamped, boxed = rows[1] != rows[0], rows[2] != rows[1]
         self.counts["clamped"] += clamped * self._since_sent
         self.counts["boxed"] += boxed * self._since_sent
         return targets, clamped or boxed
+
+    def _wanted(self, grid: float) -> np.ndarray:
+        """Where the policy wants the ticks after the one due at `grid` to go, (F, J); none where its chunks end."""
+        ahead, timeline = self._prepared, self._timeline
+        if ahead is not None and ahead.timeline is timeline and ahead.grid == grid:
+            return ahead.wanted
+        assert timeline is not None
+        times = grid + self._coming
+        times = times[times <= timeline.end + self.filter.dt][:, None]
+        return self.filter.aim(timeline, times, self.config.look_ahead) if len(times) else self._no_targets
+
+    def _within(self, wanted: np.ndarray, here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`wanted` within `max_step` of the measured joints, and then also within the position box.
+
+        A joint that jumps away in the measurement must not pull the command along: it may stop it, no more.
+        """
+        assert self._measured is not None
+        limits = self.limits
+        low = np.minimum(self._measured - limits.max_step, here)
+        high = np.maximum(self._measured + limits.max_step, here)
+        near = np.minimum(np.maximum(wanted, low), high)
+        return near, np.minimum(np.maximum(near, limits.low), limits.high)
 
     def _leaves(self, path: Path) -> str:
         """Where a path leaves the workspace: looked at where it ends, at rest, and at points on the way."""

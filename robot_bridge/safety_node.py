@@ -50,6 +50,7 @@ MODES = ("arm", "run", "hold", "stop", "reset")
 SIM_POLLS = 4  # how often simulated time is looked at per tick
 CLOCK_SILENCE = 1.0  # with sim time, /clock may stand still for so long on the wall clock [s]
 BRAKING = 0.3  # ... and then so much time is taken to have passed [s]
+LEAD = 0.0015  # the next tick's plan is made so long before it is due [s]
 SWITCH_INTERVAL = 0.0005  # a tick waits at most this for the thread that receives, not Python's usual 0.005 [s]
 _BURST = 16  # joint states kept for a tick: after a pause the older ones of a burst are of no use
 _QUEUE = 1000  # other messages kept for a tick, per topic
@@ -110,6 +111,7 @@ class SafetyNode:
         self._heard, self._moved_at, self._last_tick, self._fault = self._now, wall(), -np.inf, ""
         self._chunk: tuple[str, int, float] | None = None  # run, sequence, observed_at of the newest
         self._shown: tuple[str, str] = ("", "")
+        self._untold: list[Callable[[], None]] = []
         self.malformed = collections.Counter[str]()
         self.rate: Rate | None = None
 
@@ -247,19 +249,33 @@ class SafetyNode:
             return True
         return self._clock_stands_still()
 
-    def tick(self) -> Tick:
-        """Take what arrived, decide, send."""
+    def tick(self, later: bool = False) -> Tick:
+        """Take what arrived, decide, send.
+
+        Args:
+            later: leave telling others of it to `between_ticks`, unless something happened.
+        """
         started = time.perf_counter()
         if not self._sim_time:  # simulated time comes in steps
             self._report.lateness.started(self._clock())
         with self._lock:
             tick = self._tick(started)
+        if not later or tick.events:
+            self._tell()
         self._report.tick_cost.add(time.perf_counter() - started)
         return tick
 
     def between_ticks(self) -> None:
         """What can be done while there is time until the next tick."""
+        self._tell()
         self._report.between_ticks()
+
+    def prepare(self) -> None:
+        """Shortly before a tick: read what has arrived by now and plan, so that less is left to do when it is due."""
+        if not self._sim_time:
+            with self._lock:
+                self._take()
+                self.filter.prepare()
 
     def _tick(self, started: float) -> Tick:
         now = self._follow_clock()
@@ -269,16 +285,21 @@ class SafetyNode:
         stamp = self._stamp()
         if self.commands.send(tick, self._measured, now - self._joints.heard_at[-1], now, stamp):
             self._report.command_cost.add(time.perf_counter() - started)
-            self._mirror(tick, now, stamp)  # nothing from here on delays a command
+            self._untold.append(functools.partial(self._mirror, tick, now, stamp))
         for text in tick.events:
             self._events.write("safety", text=text)
         if late := self._report.lateness.verdict():
             self._events.write("late", text=late)
         due, shown = self._report.due(), (tick.state, tick.reason)
         if tick.events or due or shown != self._shown:
-            self._publish_state(tick, now, stamp)
+            self._untold.append(functools.partial(self._publish_state, tick, now, stamp))
         self._shown, self._ticks = shown, self._ticks + 1
         return tick
+
+    def _tell(self) -> None:
+        """Publish what the last ticks left to be told."""
+        while self._untold:
+            self._untold.pop(0)()
 
     def _follow_clock(self) -> float:
         """The present; notices a clock that jumped back, and a simulated one that stands still."""
@@ -379,9 +400,9 @@ def run(node: SafetyNode, rate: Rate, stop: Stop) -> None:
     """Tick until told to end; on any exception bring the arm to rest before it is passed on."""
     try:
         with Collector() as collector:
-            while not rate.sleep(stop):
+            while not rate.sleep(stop, node.prepare, LEAD):
                 if node.due():
-                    node.tick()
+                    node.tick(later=True)
                 node.between_ticks()
                 collector.between_ticks()
     except BaseException:

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -445,8 +446,10 @@ class Virtual(Rate):
         super().__init__(100.0)
         self.rig, self.left, self.period = rig, ticks, 0.0
 
-    def sleep(self, stop: Stop) -> bool:
-        del stop
+    def sleep(self, stop: Stop, prepare: Callable[[], None] | None = None, lead: float = 0.0) -> bool:
+        del stop, lead
+        if prepare:
+            prepare()
         self.rig.clock.seconds += TICK
         self.rig.robot.tick()
         self.left -= 1
@@ -458,10 +461,10 @@ def test_the_end_brakes_holds_and_leaves_zeros(tmp_path: Path) -> None:
     assert rig.safety is not None
     tick, safety = rig.safety.tick, rig.safety
 
-    def advancing() -> Any:
+    def advancing(later: bool = False) -> Any:
         rig.clock.seconds += TICK
         rig.robot.tick()
-        return tick()
+        return tick(later)
 
     rate = Virtual(rig, 5)
     safety.tick = advancing  # type: ignore[method-assign]

@@ -235,16 +235,20 @@ class World:
             assert self.filter.motion is not None
             self.controller, self.streamed = Controller(self.limits, self.filter.motion.position), []
 
+    def late(self) -> float:
+        """How long after its time a tick comes [s]."""
+        return 0.0
+
     def tick(self) -> Tick:
         if self.measuring and self.rng.random() < 0.9:
             self.measure()
         before, reseeded = self.filter.state, self.filter.counts["reseeded"]
-        tick = self.filter.tick(self.now)
+        tick = self.filter.tick(self.now + self.late())
         if self.filter.counts["reseeded"] > reseeded:  # as after arming, all begins where the robot is
             start = self.limits.clip_position(self.measured)
             self.controller, self.streamed = Controller(self.limits, start), []
         self.states.add(tick.state)
-        for array in (tick.plan.positions, tick.plan.velocities) if tick.plan else ():
+        for array in (tick.plan.times, tick.plan.positions, tick.plan.velocities) if tick.plan else ():
             self.digest.update(array.tobytes())
         if tick.motion:
             self.digest.update(tick.motion.position.tobytes())
@@ -264,10 +268,34 @@ class World:
         return tick
 
 
-def run_sequence(seed: int, segments: Segments) -> World:
+class Late(World):
+    """The same, but every tick is up to a tenth of a tick late."""
+
+    def late(self) -> float:
+        return 0.1 * self.dt * (len(self.filter.counts) * self.sequence % 7) / 7
+
+
+class Prepared(Late):
+    """The same, with ticks that are planned ahead, sometimes before what they depend on has changed."""
+
+    taken_over = 0
+
+    def tick(self) -> Tick:
+        soon = round(self.now / self.dt) % 3
+        if soon:
+            self.filter.prepare()
+        ahead = self.filter._prepared
+        tick = super().tick()
+        self.taken_over += ahead is not None and self.filter._path is ahead.followed
+        if not soon or soon == 2:
+            self.filter.prepare()  # a chunk, an operator or the robot may come before the tick
+        return tick
+
+
+def run_sequence(seed: int, segments: Segments, kind: type[World] = World) -> World:
     """Five to seven chunks with what happens between them; returns the world after it."""
     rng = np.random.default_rng(seed)
-    world = World(rng, segments)
+    world = kind(rng, segments)
     for _ in range(int(rng.integers(5, 8))):
         world.advance()
         world.filter.offer(world.chunk(), world.now)
@@ -312,6 +340,17 @@ def test_the_same_inputs_give_the_same_bytes() -> None:
         first, second = (run_sequence(seed, Segments()) for _ in range(2))
         assert first.digest.digest() == second.digest.digest()
         assert first.filter.counts == second.filter.counts
+
+
+def test_ticks_that_are_planned_ahead_decide_the_same() -> None:
+    taken_over = ticks = 0
+    for seed in range(1000):
+        plain, prepared = (run_sequence(seed, Segments(), kind) for kind in (Late, Prepared))
+        assert plain.digest.digest() == prepared.digest.digest(), seed
+        assert plain.filter.counts == prepared.filter.counts, seed
+        assert isinstance(prepared, Prepared)
+        taken_over, ticks = taken_over + prepared.taken_over, ticks + prepared.filter.counts["chunks"]
+    assert taken_over > 0.2 * ticks  # most of the rest had nothing to plan
 
 
 def frozen(world: World) -> None:
