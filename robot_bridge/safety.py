@@ -356,7 +356,8 @@ class SafetyFilter:
         # both it is right to brake now, and wrong to add anything that reaches further ahead.
         quiet, before = not now - self._measured_at <= _QUIET * self.config.joint_timeout, self._quiet
         self._quiet = quiet
-        due = quiet != before or (not quiet and (self._dirty or self._since_sent >= self.config.command_every))
+        again = self._dirty or self._since_sent >= self.config.command_every
+        due = quiet != before or (again and (not quiet or self._path.at_rest))
         plan = self._replan(now) if due else None
         self.motion = self.filter.motion(self._path)
         return plan
