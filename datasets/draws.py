@@ -23,6 +23,7 @@ class Stream(enum.IntEnum):
     DYNAMICS = 21
     ROLLOUTS = 22
     ROLLOUT_ROWS = 23
+    HINDSIGHT = 31
 
 
 def philox(seed: int, step: int, stream: Stream) -> np.random.Generator:
