@@ -14,6 +14,7 @@ import numpy as np
 from embodied.contracts.batch import Batch
 from embodied.contracts.errors import InputError, suggest
 from embodied.datasets.draws import Stream, philox
+from embodied.datasets.goals import Goals, HindsightGoals
 from embodied.datasets.prefetch import Prefetcher
 
 if TYPE_CHECKING:  # a store is read without torch, which takes seconds to import
@@ -57,6 +58,10 @@ class ResidentTransitions:
     gathers of rows; nothing comes from the host but the numbers of the transitions, for 64 steps at once. The optional
     keys of `Batch` are columns more.
 
+    With goals, each transition is given one, a function of (seed, step) too, and observations end with it, at t and at
+    t + 1 alike. It is paid -1 until a step reaches the goal, which is paid 0 and ends the trajectory: mask 0. Where an
+    episode terminated elsewhere, its last step is paid -1 for ever: it will not be reached.
+
     Args:
         rewards: (N,) float32, as the learner sees them.
         seeds: each draws transitions of its own, a function of (seed, step) alone: the leading axis S of a batch.
@@ -64,6 +69,8 @@ class ResidentTransitions:
         device: where the table lies and the batches are made.
         returns: (N,) float32; gives batches `returns`.
         next_actions: gives batches `next_actions` and `next_known`.
+        goals: gives observations (S, B, D + G); `rewards`, masks and `returns` are then made for the goals.
+        discount: the learner's; needed with goals, for returns and what is paid for ever.
 
     Raises:
         InputError: two transitions that begin at one frame.
@@ -78,6 +85,8 @@ class ResidentTransitions:
         device: str = "cpu",
         returns: np.ndarray | None = None,
         next_actions: bool = False,
+        goals: Goals | None = None,
+        discount: float = 0.0,
     ) -> None:
         import torch
 
@@ -98,15 +107,16 @@ class ResidentTransitions:
         self._frame = torch.as_tensor(data.frame, device=device)
         self._next_frame = torch.as_tensor(data.next_frame, device=device)
         self._seeds, self._batch_size = tuple(seeds), batch_size
-        self._drawn: tuple[int, Tensor] | None = None
+        self._drawn: tuple[int, tuple[Tensor, ...]] | None = None
+        self._relabel = None if goals is None else _Relabel(goals, data, discount, device)
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step, from 0: (S, B, ...) tensors on the device, views of the rows gathered."""
-        numbers = self._numbers(step)  # (S, B)
+        numbers, *drawn = self._numbers(step)  # (S, B)
         shape = (*numbers.shape, -1)
-        numbers = numbers.reshape(-1)
-        now = self._table.index_select(0, self._frame.index_select(0, numbers)).view(shape)
-        after = self._table.index_select(0, self._next_frame.index_select(0, numbers)).view(shape)
+        frames, next_frames = (x.index_select(0, numbers.reshape(-1)) for x in (self._frame, self._next_frame))
+        now = self._table.index_select(0, frames).view(shape)
+        after = self._table.index_select(0, next_frames).view(shape)
         end = self._d + self._a
         batch: Batch = {
             "observations": now[..., : self._d],
@@ -119,20 +129,62 @@ class ResidentTransitions:
             batch["returns"] = now[..., end + 2]
         if self._next_actions:
             batch["next_actions"], batch["next_known"] = after[..., self._d : end], after[..., -1]
+        if self._relabel:
+            blind = (frames == next_frames).view(numbers.shape)
+            self._relabel(batch, next_frames.view(numbers.shape), blind, *drawn)
         return batch
 
-    def _numbers(self, step: int) -> "Tensor":
+    def _numbers(self, step: int) -> "tuple[Tensor, ...]":
+        """The transitions (S, B) of a step; with goals, their frames and how far ahead they lie, (S, B) too."""
         import torch
 
         block, place = divmod(step, STEPS_AT_ONCE)
         if self._drawn is None or self._drawn[0] != block:
             size = (STEPS_AT_ONCE, self._batch_size)
             draws = [philox(s, block, Stream.BATCHES).integers(len(self._frame), size=size) for s in self._seeds]
-            numbers = torch.from_numpy(np.stack(draws, 1))  # (STEPS_AT_ONCE, S, B)
+            parts = [draws]  # each (STEPS_AT_ONCE, S, B) when stacked
+            if self._relabel:
+                parts += self._relabel.draw(self._seeds, block, draws)
+            arrays = (torch.from_numpy(np.stack(part, 1)) for part in parts)
             if self._table.device.type == "cuda":
-                numbers = numbers.pin_memory()
-            self._drawn = block, numbers.to(self._table.device, non_blocking=True)
-        return self._drawn[1][place]
+                arrays = (array.pin_memory() for array in arrays)
+            self._drawn = block, tuple(array.to(self._table.device, non_blocking=True) for array in arrays)
+        return tuple(array[place] for array in self._drawn[1])
+
+
+class _Relabel:
+    """Observations, rewards, masks and returns of a batch, made for the goals that its transitions drew."""
+
+    def __init__(self, goals: Goals, data: TransitionArrays, discount: float, device: str) -> None:
+        import torch
+
+        self._goals = HindsightGoals(data.frame, data.next_frame, goals.hindsight)
+        self._values, self._scale = (torch.as_tensor(x, device=device) for x in (goals.values, goals.scale))
+        self._tolerance, self._discount = goals.hindsight.tolerance, discount
+        self._never = -1.0 / (1.0 - discount)  # -1 for ever
+
+    def draw(self, seeds: Sequence[int], block: int, numbers: list[np.ndarray]) -> list[list[np.ndarray]]:
+        """Goal frames, and how far they lie ahead, of the transitions that each seed drew for a block of steps."""
+        goals = [self._goals.draw(seed, block, drawn) for seed, drawn in zip(seeds, numbers, strict=True)]
+        return [goals, [self._goals.ahead(drawn, goal) for drawn, goal in zip(numbers, goals, strict=True)]]
+
+    def __call__(
+        self, batch: Batch, next_frame: "Tensor", blind: "Tensor", goal_frame: "Tensor", ahead: "Tensor"
+    ) -> None:
+        """Change the batch in place. Everything else is (S, B); `blind`: what the step led to was not recorded."""
+        import torch
+
+        goal, achieved = self._values[goal_frame], self._values[next_frame]  # (S, B, G)
+        distance = torch.linalg.vector_norm((achieved - goal) * self._scale, dim=-1)
+        reached = (distance <= self._tolerance) & ~blind
+        lost = (batch["masks"] == 0) & ~reached
+        for key in ("observations", "next_observations"):
+            batch[key] = torch.cat([batch[key], goal], -1)
+        batch["rewards"] = reached.float() - 1.0 + lost.float() * (self._never + 1.0)
+        batch["masks"] = batch["masks"] * ~reached
+        if "returns" in batch:
+            to_go = torch.where((ahead >= 0) & ~blind, self._never * (1.0 - self._discount**ahead), self._never)
+            batch["returns"] = torch.where(reached, 0.0, to_go)
 
 
 @contextlib.contextmanager
@@ -146,6 +198,8 @@ def transition_batches(
     limit: int | None = None,
     returns: np.ndarray | None = None,
     next_actions: bool = False,
+    goals: Goals | None = None,
+    discount: float = 0.0,
 ) -> Iterator[Callable[[int], Batch]]:
     """step -> batch on the device, for a `with` block: the table resident there where it fits, else in host memory.
 
@@ -153,16 +207,17 @@ def transition_batches(
     batches.
 
     Args:
-        rewards, seeds, batch_size, returns, next_actions: see `ResidentTransitions`.
+        rewards, seeds, batch_size, returns, next_actions, goals, discount: see `ResidentTransitions`.
         steps: of the run.
         limit: bytes the table may take on the device; by default half of a GPU's free memory, and any size elsewhere.
     """
     if limit is None:
         limit = _room(device)
     width = data.observations.shape[1] + data.actions.shape[1] + 2 + (returns is not None) + next_actions
+    width += 0 if goals is None else goals.values.shape[1]
     fits = limit is None or 4 * len(data.observations) * width <= limit
     table = ResidentTransitions(
-        data, rewards, seeds, batch_size, device if fits else "cpu", returns=returns, next_actions=next_actions
+        data, rewards, seeds, batch_size, device if fits else "cpu", returns, next_actions, goals, discount
     )
     if fits:
         yield table
