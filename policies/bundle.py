@@ -30,6 +30,7 @@ from embodied.contracts.specs import ArraySpec
 from embodied.datasets.draws import Stream, philox
 from embodied.policies.actors import FlowActor, actor_settings, make_actor, observation_size
 from embodied.policies.contract import PolicyContract
+from embodied.policies.goal import GoalInput, read_goal
 from embodied.policies.history import History
 from embodied.policies.networks import EncoderConfig, ImageEncoder, MultilinearValue, generators
 
@@ -57,15 +58,36 @@ class BundlePolicy:
         self.config = config
         self.provenance = provenance
         self.execute = contract.execute
+        self.goal_spec = contract.goal
         self._actor = actor.eval()
         self._encoder = encoder.eval() if encoder else None
-        mean, std = contract.statistics(encoder.config.embedding_size if encoder else 0, where)
+        size = encoder.config.embedding_size if encoder else 0
+        mean, std = contract.statistics(size, where)
         self._mean, self._std = torch.from_numpy(mean), torch.from_numpy(std)
+        self._goal = GoalInput(contract, self._encoder, size, where)
         self._history, self._asked = History(contract.stack), 0
 
     def reset(self) -> None:
         """A new episode begins: forget what was seen, and repeat the draws of an actor that draws."""
         self._history, self._asked = History(self.contract.stack), 0
+
+    def give_goals(self, *goals: Mapping[str, np.ndarray]) -> None:
+        """What to reach: `goal_spec`'s keys in SI units, `images/<camera>` uint8. It outlasts `reset`.
+
+        Goals within an observation, `goal/<key>`, come first. Of several goals given here `choose_goal` takes one.
+
+        Raises:
+            InputError: a key is missing, unknown or of another shape.
+        """
+        self._goal.give(goals)
+
+    @property
+    def goals_given(self) -> int:
+        return self._goal.given
+
+    def choose_goal(self, number: int) -> None:
+        """Of the goals given, counted round and round, this one."""
+        self._goal.choose(number)
 
     def observe(self, observation: Mapping[str, np.ndarray]) -> None:
         """See one step without acting: a step that a former chunk covers. Only a stack of observations remembers it."""
@@ -82,11 +104,11 @@ class BundlePolicy:
             (chunk, A) float32 in [-1, 1], clipped: a Gaussian's mean, or what a flow makes of its next noise.
 
         Raises:
-            InputError: a key is missing, has another shape, or holds NaN.
+            InputError: a key is missing, has another shape, or holds NaN, or a policy that pursues goals has none.
         """
         rows = self._rows({key: np.asarray(value)[None] for key, value in observation.items()})
         self._history.append(rows)
-        chunk = self._infer(self._history.stacked())[0]
+        chunk = self._infer(self._goal.append(self._history.stacked(), observation))[0]
         return chunk.reshape(self.contract.chunk, -1).numpy()
 
     def act_batch(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -97,7 +119,7 @@ class BundlePolicy:
         """
         if self.contract.stack > 1:
             raise InputError(f"This policy sees the last {self.contract.stack} observations; ask it step by step.")
-        actions = self._infer(self._rows(observations))
+        actions = self._infer(self._goal.append(self._rows(observations), {}))
         return actions[:, : int(np.prod(self.action_spec.shape))].numpy()
 
     def _rows(self, observations: Mapping[str, np.ndarray]) -> Tensor:
@@ -114,7 +136,7 @@ class BundlePolicy:
             return (torch.cat(parts, -1) - self._mean) / self._std
 
     def _infer(self, x: Tensor) -> Tensor:
-        """(B, N * D) -> (B, H * A) in [-1, 1]."""
+        """(B, N * D + G) -> (B, H * A) in [-1, 1]."""
         with torch.inference_mode():
             if isinstance(self._actor, FlowActor):
                 shape, seed = (1, len(x), self._actor.size), self._actor.noise_seed
@@ -203,16 +225,17 @@ def save_policy(
     return write_bundle(folder, head, contract.to_json(), tensors, provenance, overwrite)
 
 
-def load_policy(folder: str | Path, threads: int = 1) -> BundlePolicy:
+def load_policy(folder: str | Path, threads: int = 1, goal: str | Path | None = None) -> BundlePolicy:
     """Read a policy bundle.
 
     Args:
+        goal: file with what the policy is to reach, see `read_goal`.
         threads: torch threads of this process from here on. One is fastest for networks of this size, and the only
             number that keeps its latency when another process is busy.
 
     Raises:
         BundleError: missing or altered file, another kind of bundle, normaliser that does not cover a key, networks
-            that do not take and give what the contract says.
+            that do not take and give what the contract says. InputError: the goal is not one of this policy's.
     """
     folder = Path(folder)
     torch.set_num_threads(threads)
@@ -225,7 +248,10 @@ def load_policy(folder: str | Path, threads: int = 1) -> BundlePolicy:
         load_tensors(actor, tensors, "actor.", folder)
         encoder = _load_encoder(config, tensors, folder)
         _check_fit(contract, sizes, encoder, folder, kind)
-        return BundlePolicy(contract, actor, encoder, config, provenance, str(folder))
+        policy = BundlePolicy(contract, actor, encoder, config, provenance, str(folder))
+    if goal is not None:
+        policy.give_goals(read_goal(goal))
+    return policy
 
 
 def save_value(
@@ -275,18 +301,20 @@ def _check_fit(
     contract: PolicyContract, sizes: list[int], encoder: ImageEncoder | None, folder: Path, kind: Mapping[str, Any]
 ) -> None:
     """BundleError unless the networks take and give what the contract says. Holds when saving and when loading."""
-    if contract.images and encoder is None:
+    pictures = contract.images | {k.removeprefix("images/"): s for k, s in contract.goal.items() if "images/" in k}
+    if pictures and encoder is None:
         raise BundleError(
-            f"{folder}: the contract names cameras {list(contract.images)}, but there is no encoder to see with."
+            f"{folder}: the contract names cameras {list(pictures)}, but there is no encoder to see with."
         )
-    for camera, spec in contract.images.items():
+    for camera, spec in pictures.items():
         assert encoder is not None
         if spec.shape != (*encoder.config.image_size, 3):
             raise BundleError(
                 f"{folder}: camera '{camera}' is {spec.shape}; the encoder takes {encoder.config.image_size}."
             )
-    mean, _ = contract.statistics(encoder.config.embedding_size if encoder else 0, str(folder))
-    actions, inputs = int(np.prod(contract.action.shape)) * contract.chunk, len(mean) * contract.stack
+    size = encoder.config.embedding_size if encoder else 0
+    mean, goal = contract.statistics(size, str(folder))[0], contract.goal_statistics(size, str(folder))[0]
+    actions, inputs = int(np.prod(contract.action.shape)) * contract.chunk, len(mean) * contract.stack + len(goal)
     taken = observation_size(kind, sizes)
     if taken != inputs or sizes[-1] != actions:
         raise BundleError(

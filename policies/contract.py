@@ -22,7 +22,7 @@ class PolicyContract:
         action: names, unit, scale, control mode of the action.
         control_dt: period of the policy [s].
         normalizer: key -> {"mean", "std"}, each (D,) float32. Covers every observation key, and `images/<camera>` for
-            the embedding of every camera.
+            the embedding of every camera; keys of the goal too.
         joint_names: joints of the robot in the order of the joint keys.
         environment: where the data came from; empty when unknown.
         stack: N, observations the network sees: the last N, oldest first, each normalised; at the start of an episode
@@ -30,6 +30,8 @@ class PolicyContract:
         chunk: H, actions that one inference gives: for now and the steps that follow. Trained on episodes padded with
             their last action; no chunk crosses an episode's end.
         execute: how many of a chunk are executed before the policy is asked again (receding horizon), at most H.
+        goal: key -> spec of what the policy is to reach, in the order the network takes it, after the newest
+            observation. Keys are observation keys, seen or not, and `images/<camera>`. Empty: it is told no goal.
     """
 
     observations: dict[str, ArraySpec]
@@ -42,6 +44,7 @@ class PolicyContract:
     stack: int = 1
     chunk: int = 1
     execute: int = 1
+    goal: dict[str, ArraySpec] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.stack < 1 or not 1 <= self.execute <= self.chunk:
@@ -61,6 +64,7 @@ class PolicyContract:
             "environment": self.environment,
             # Left out where they are 1: such a bundle is read by versions that know no stacks or chunks.
             **{name: value for name in WINDOWS if (value := getattr(self, name)) != 1},
+            **({"goal": [{"key": k, "spec": s.to_json()} for k, s in self.goal.items()]} if self.goal else {}),
             "normalizer": {
                 key: {name: np.asarray(value, np.float32).ravel().tolist() for name, value in statistics.items()}
                 for key, statistics in self.normalizer.items()
@@ -77,6 +81,7 @@ class PolicyContract:
             joint_names=tuple(data["joint_names"]),
             environment=data["environment"],
             **{name: int(data.get(name, 1)) for name in WINDOWS},
+            goal={item["key"]: ArraySpec.from_json(item["spec"]) for item in data.get("goal", [])},
             normalizer={
                 key: {name: np.asarray(value, np.float32) for name, value in statistics.items()}
                 for key, statistics in data["normalizer"].items()
@@ -84,11 +89,23 @@ class PolicyContract:
         )
 
     def statistics(self, embedding_size: int, where: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and std of the whole network input, (D,) each. BundleError names the key that is missing or misfits."""
-        sizes = {key: int(np.prod(spec.shape)) for key, spec in self.observations.items()}
-        sizes |= {f"images/{camera}": embedding_size for camera in self.images}
-        rows: dict[str, list[np.ndarray]] = {"mean": [], "std": []}
-        for key, size in sizes.items():
+        """Mean and std of one observation as the network takes it, (D,) each.
+
+        Raises:
+            BundleError: names the key that is missing or misfits.
+        """
+        images = {f"images/{camera}": spec for camera, spec in self.images.items()}
+        return self._statistics({**self.observations, **images}, embedding_size, where)
+
+    def goal_statistics(self, embedding_size: int, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and std of the goal as the network takes it, (G,) each; BundleError as `statistics`."""
+        return self._statistics(self.goal, embedding_size, where)
+
+    def _statistics(
+        self, specs: Mapping[str, ArraySpec], embedding_size: int, where: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rows: dict[str, list[np.ndarray]] = {name: [np.empty(0, np.float32)] for name in ("mean", "std")}
+        for key, size in input_sizes(specs, embedding_size).items():
             if key not in self.normalizer:
                 raise BundleError(
                     f"{where}: the normaliser has no statistics for '{key}'; unnormalised input is never passed on.\n"
@@ -100,3 +117,10 @@ class PolicyContract:
                     raise BundleError(f"{where}: the normaliser's {name} of '{key}' must be {size} finite numbers.")
                 row.append(value)
         return np.concatenate(rows["mean"]), np.concatenate(rows["std"])
+
+
+def input_sizes(specs: Mapping[str, ArraySpec], embedding_size: int) -> dict[str, int]:
+    """How many numbers each key is to a network; pictures (`images/<camera>`) are embeddings."""
+    return {
+        key: embedding_size if key.startswith("images/") else int(np.prod(spec.shape)) for key, spec in specs.items()
+    }
