@@ -11,11 +11,13 @@ import numpy as np
 
 from embodied.contracts.errors import ConfigError, InputError, suggest
 from embodied.contracts.specs import DatasetSpec
+from embodied.datasets.goals import Goals
 from embodied.datasets.resident import transition_batches
 from embodied.policies import bc, cql, edac, flow_bc, iql, mopo, ravl, rebrac, td3bc
 from embodied.policies.bundle import PolicyContract, save_policy
 from embodied.policies.configure import configure
 from embodied.policies.critics import with_support
+from embodied.policies.hindsight import settle, towards_the_end
 from embodied.policies.loggers import loggers
 from embodied.policies.loop import Progress, run_loop
 from embodied.policies.networks import ImageEncoder
@@ -50,6 +52,7 @@ class TransitionData:
         reward: (N,) float32 as labelled; the learner's configuration says how it is normalised.
         masks: (N,) float32, 1 - terminated: what multiplies the bootstrap.
         episode: (N,) int64; needed by reward normalisation `return_range` only.
+        goals: of goal-conditioned learning; the network's input ends with a goal, and rewards are made for it.
     """
 
     observations: np.ndarray
@@ -59,6 +62,12 @@ class TransitionData:
     reward: np.ndarray
     masks: np.ndarray
     episode: np.ndarray | None = None
+    goals: Goals | None = None
+
+    @property
+    def input_size(self) -> int:
+        """Numbers that a policy takes: D, and those of a goal."""
+        return self.observations.shape[1] + (0 if self.goals is None else self.goals.values.shape[1])
 
     def check(self) -> None:
         """Raise InputError unless shapes agree, indices are rows, and everything is finite."""
@@ -81,6 +90,10 @@ class TransitionData:
             if not np.isfinite(value).all():
                 row = int(np.argwhere(~np.isfinite(value))[0][0])
                 raise InputError(f"'{name}' holds NaN or inf in row {row}. Mend or drop it in the source.")
+        if self.goals is not None and len(self.goals.values) != len(self.observations):
+            raise InputError(f"There are goals of {len(self.goals.values)} frames and {len(self.observations)} frames.")
+        if self.goals is not None and not np.isfinite(self.goals.values).all():
+            raise InputError("The goals hold NaN or inf. Mend or drop it in the source.")
 
     def clipped_share(self) -> float:
         """Share of the transitions with an action outside [-1, 1]: what a policy learns there is not what was done."""
@@ -91,6 +104,9 @@ class TransitionData:
         digest = hashlib.sha256()
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if isinstance(value, Goals):
+                digest.update(repr(value.hindsight).encode())
+                value = np.concatenate([value.values, value.scale[None]])
             if value is not None:
                 digest.update(f"{field.name}{value.shape}{value.dtype}".encode())
                 digest.update(np.ascontiguousarray(value).data)
@@ -201,13 +217,16 @@ def train(
             "they cannot be varied in one run."
         )
     reward, reward_record = data.reward, {"method": "unused"}
-    if hasattr(config, "reward_normalization"):
+    needs_dynamics = getattr(learner_class, "needs_dynamics", False)
+    if data.goals is not None:
+        data, config, reward_record = settle(learner_name, data, config, needs_dynamics or model is not None)
+    elif hasattr(config, "reward_normalization"):
         reward, reward_record = normalize_rewards(
             data.reward, config.reward_normalization, data.episode, config.reward_quantiles
         )
         config = with_support(config, reward, data)
-    learner = learner_class(config, seeds, data.observations.shape[1], data.actions.shape[1], steps, device)
-    if getattr(learner_class, "needs_dynamics", False):
+    learner = learner_class(config, seeds, data.input_size, data.actions.shape[1], steps, device)
+    if needs_dynamics:
         learner = roll_out(learner, model, data, contract, reward_record, seeds, device)
     identity = {
         "learner": learner_name,
@@ -221,10 +240,14 @@ def train(
     wanted, returns = getattr(learner, "optional_keys", ()), None
     if "returns" in wanted:
         returns = returns_to_go(reward, data.masks, data.frame, data.next_frame, config.discount)
-    options = {"returns": returns, "next_actions": "next_actions" in wanted}
+    options: dict[str, Any] = {"returns": returns, "next_actions": "next_actions" in wanted, "goals": data.goals}
+    options["discount"] = getattr(config, "discount", 0.0)
     with transition_batches(data, reward, seeds, config.batch_size, steps, device, **options) as batch:
         batch = learner.mixed(batch) if model is not None else batch
-        probe = Probe(learner, data, reward, config.discount, len(seeds), device) if watches(learner) else None
+        probe = None
+        if watches(learner):
+            seen = (data, reward) if data.goals is None else towards_the_end(data, config.discount)
+            probe = Probe(learner, *seen, config.discount, len(seeds), device)
         with loggers(log, out, run_names or _names(seeds), dataclasses.asdict(config)) as write:
             run_loop(
                 learner, batch, steps, out, identity, log_every, checkpoint_every, progress, probe=probe, log=write
