@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from embodied.config import Setting, to_json, torch_device
 from embodied.contracts.errors import ConfigError, InputError, suggest
+from embodied.goals import REWARD, check_goal_flags, with_goals
 from embodied.progress import Progress
 from embodied.verbs import Touches
 
@@ -24,6 +25,8 @@ class TrainClone:
         encoder: of 'embodied pretrain': the policy sees its camera.
         keys: what the policy sees; empty: all that a robot knows.
         stack: last observations the policy sees.
+        goal: keys to reach, images/CAMERA too.
+        hindsight: how: future 0.8 random 0.2 tolerance 0.01.
         seeds: how many policies.
         seed: of the first; the others follow.
         steps: gradient steps.
@@ -41,6 +44,8 @@ class TrainClone:
     encoder: Path | None = None
     keys: tuple[str, ...] = ()
     stack: int = 1
+    goal: tuple[str, ...] = ()
+    hindsight: dict[str, float] = dataclasses.field(default_factory=dict)
     seeds: int = 5
     seed: int = 0
     steps: int = 5000
@@ -59,15 +64,17 @@ class TrainReward:
 
     Attributes:
         store: EpisodeStore to learn from.
-        reward: label set, or `source` for the store's own.
+        reward: label set, `source`, or `hindsight`.
         out: folder for bundles, metrics, checkpoint.
         encoder: of 'embodied pretrain': the policy sees its camera.
         keys: what the policy sees; empty: all that a robot knows.
         stack: last observations the policy sees.
+        goal: keys to reach, images/CAMERA too.
+        hindsight: how: future 0.8 random 0.2 tolerance 0.01.
         seeds: how many policies.
         seed: of the first; the others follow.
         steps: gradient steps.
-        preset: learned-reward (default), locomotion, antmaze, maze2d, kitchen, adroit and more: docs/learners.md.
+        preset: learned-reward (default), locomotion, antmaze, ...: docs/learners.md.
         settings: changes to the preset: discount 0.99.
         device: cpu or cuda.
         vary: settings to try with all seeds: expectile 0.7,0.9.
@@ -82,6 +89,8 @@ class TrainReward:
     encoder: Path | None = None
     keys: tuple[str, ...] = ()
     stack: int = 1
+    goal: tuple[str, ...] = ()
+    hindsight: dict[str, float] = dataclasses.field(default_factory=dict)
     seeds: int = 5
     seed: int = 0
     steps: int = 5000
@@ -96,7 +105,7 @@ class TrainReward:
 
 def touches(config: TrainClone | TrainReward) -> Touches:
     reads = [config.store, *([config.encoder] if config.encoder else [])]
-    if isinstance(config, TrainReward) and config.reward != "source":
+    if isinstance(config, TrainReward) and config.reward not in ("source", REWARD):
         reads.append(config.store / "labels" / config.reward)
     return Touches(tuple(reads), (config.out,), resumable=True)
 
@@ -143,6 +152,9 @@ def run_training(
 
     settings = make_config(learner, config.preset, config.settings)
     options = _options(config)
+    goal, hindsight = getattr(config, "goal", ()), getattr(config, "hindsight", {})
+    check_goal_flags(goal, hindsight, reward)
+    cloning, reward = reward is None, None if goal else reward
     store = EpisodeStore(config.store)
     inputs = {"dataset": store.fingerprint}
     if reward not in (None, "source"):
@@ -163,6 +175,8 @@ def run_training(
         getattr(settings, "chunk", 1),
         getattr(settings, "execute", 1),
     )
+    if goal:
+        data, contract = with_goals(store, data, contract, goal, hindsight, cloning, settings.observation_normalization)
     if clipped := data.clipped_share():
         progress.say(f"{100 * clipped:.1f} % of the steps have an action outside [-1, 1], which is clipped to it")
     summary = train_many(
@@ -186,7 +200,11 @@ def run_training(
         "summary": str(summary),
         "transitions": len(data.frame),
         "clipped_share": clipped,
-        "inputs": {"observations": list(contract.observations), "cameras": list(contract.images)},
+        "inputs": {
+            "observations": list(contract.observations),
+            "cameras": list(contract.images),
+            **({"goal": list(contract.goal)} if goal else {}),
+        },
         "last": {name: float(np.mean(values)) for name, values in last.items()},
     }
 

@@ -72,7 +72,7 @@ class GoalInput:
         else:
             raise InputError(
                 f"This policy pursues a goal ({', '.join(self.spec)}) and was given none.\n"
-                "Name one: --goal FILE of 'embodied eval' and 'embodied deploy', or policy.give_goals([{...}])."
+                "Name one: --goal FILE of 'embodied eval' and 'embodied deploy', or policy.give_goals({...})."
             )
         return torch.cat([x, row.expand(len(x), -1)], -1)
 
