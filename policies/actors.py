@@ -1,5 +1,6 @@
 """Kinds of actors that a bundle may hold, by the name in its config.json. The robot imports this file."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from embodied.contracts.errors import BundleError, suggest
 from embodied.policies.networks import Actor, StackedMLP, generators
 
-ACTORS = ("gaussian", "flow")
+ACTORS = ("gaussian", "flow", "return_conditioned")
 NOISES = ("seeded", "zero")
 TIMES = 7  # inputs that say where along the flow a point is: t, and sine and cosine of 3 frequencies
 
@@ -56,11 +57,54 @@ class FlowActor(nn.Module):
         return x
 
 
+class ReturnActor(nn.Module):
+    """Actions for a return that is still wanted, and what a step pays: together they know what is wanted next.
+
+    a = tanh(mlp([s, (wanted - mean) / std])), deterministic (MBRCSL, Zhou et al. 2023). Rewards are not seen where a
+    policy acts: what a step paid is this network's own estimate of it, and wanted <- wanted - pays(s, a).
+
+    Args:
+        seeds: one generator per seed.
+
+    Attributes:
+        target_return: what is wanted at the start of an episode, in the reward's own units; used by `BundlePolicy`.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[torch.Generator],
+        observation_size: int,
+        action_size: int,
+        hidden_sizes: Sequence[int],
+        target_return: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.target_return = target_return
+        self.mlp = StackedMLP(seeds, (observation_size + 1, *hidden_sizes, action_size))
+        self.reward = StackedMLP(seeds, (observation_size + action_size, *hidden_sizes, 1))
+        for name, start in (("wanted_mean", 0.0), ("wanted_std", 1.0), ("reward_mean", 0.0), ("reward_std", 1.0)):
+            self.register_buffer(name, torch.full((len(seeds), 1), start))
+
+    wanted_mean: Tensor  # (S, 1) each
+    wanted_std: Tensor
+    reward_mean: Tensor
+    reward_std: Tensor
+
+    def forward(self, observations: Tensor, wanted: Tensor) -> Tensor:
+        """(S, B, D) and returns still wanted (S, B) -> actions (S, B, A) in (-1, 1)."""
+        scaled = (wanted - self.wanted_mean) / self.wanted_std
+        return torch.tanh(self.mlp(torch.cat([observations, scaled.unsqueeze(-1)], -1)))
+
+    def pays(self, observations: Tensor, actions: Tensor) -> Tensor:
+        """(S, B, D), (S, B, A) -> estimated reward of the step (S, B), in its own units."""
+        return self.reward(torch.cat([observations, actions], -1)).squeeze(-1) * self.reward_std + self.reward_mean
+
+
 def actor_settings(kind: Mapping[str, Any] | None, where: str) -> dict[str, Any]:
     """What config.json says of its actor, checked; without a word it is a Gaussian's mean.
 
     Raises:
-        BundleError: an unknown kind, noise, or a number of steps that is none.
+        BundleError: an unknown kind, noise, a number of steps that is none, or a target return that is none.
     """
     settings = dict(kind or {"kind": "gaussian"})
     name = settings.get("kind")
@@ -72,11 +116,17 @@ def actor_settings(kind: Mapping[str, Any] | None, where: str) -> dict[str, Any]
             raise BundleError(f"{where}: unknown noise '{noise}' of a flow.{suggest(str(noise), NOISES)}")
         if not isinstance(steps, int) or steps < 1 or not isinstance(seed, int) or seed < 0:
             raise BundleError(f"{where}: a flow needs 1 step or more and a noise_seed from 0; found {steps}, {seed}.")
+    if name == "return_conditioned":
+        target = settings.get("target_return")
+        if not isinstance(target, int | float) or not math.isfinite(target):
+            raise BundleError(f"{where}: a return-conditioned actor needs a target_return; found {target}.")
     return settings
 
 
 def observation_size(settings: Mapping[str, Any], sizes: Sequence[int]) -> int:
     """How many numbers of observation an actor takes whose layers have these sizes."""
+    if settings["kind"] == "return_conditioned":
+        return sizes[0] - 1
     return sizes[0] - sizes[-1] - TIMES if settings["kind"] == "flow" else sizes[0]
 
 
@@ -86,4 +136,6 @@ def make_actor(settings: Mapping[str, Any], sizes: Sequence[int]) -> nn.Module:
     if settings["kind"] == "flow":
         options = {name: settings[name] for name in ("steps", "noise", "noise_seed")}
         return FlowActor(draws, given, sizes[-1], sizes[1:-1], **options)
+    if settings["kind"] == "return_conditioned":
+        return ReturnActor(draws, given, sizes[-1], sizes[1:-1], float(settings["target_return"]))
     return Actor(draws, given, sizes[-1], sizes[1:-1])

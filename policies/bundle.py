@@ -28,7 +28,7 @@ from embodied.contracts.errors import BundleError, InputError
 from embodied.contracts.provenance import hash_file
 from embodied.contracts.specs import ArraySpec
 from embodied.datasets.draws import Stream, philox
-from embodied.policies.actors import FlowActor, actor_settings, make_actor, observation_size
+from embodied.policies.actors import FlowActor, ReturnActor, actor_settings, make_actor, observation_size
 from embodied.policies.contract import PolicyContract
 from embodied.policies.goal import GoalInput, read_goal
 from embodied.policies.history import History
@@ -65,11 +65,12 @@ class BundlePolicy:
         mean, std = contract.statistics(size, where)
         self._mean, self._std = torch.from_numpy(mean), torch.from_numpy(std)
         self._goal = GoalInput(contract, self._encoder, size, where)
-        self._history, self._asked = History(contract.stack), 0
+        self.reset()
 
     def reset(self) -> None:
-        """A new episode begins: forget what was seen, and repeat the draws of an actor that draws."""
+        """A new episode begins: forget what was seen and paid, and repeat the draws of an actor that draws."""
         self._history, self._asked = History(self.contract.stack), 0
+        self._wanted = self._actor.target_return if isinstance(self._actor, ReturnActor) else 0.0
 
     def give_goals(self, *goals: Mapping[str, np.ndarray]) -> None:
         """What to reach: `goal_spec`'s keys in SI units, `images/<camera>` uint8. It outlasts `reset`.
@@ -101,7 +102,8 @@ class BundlePolicy:
             observation: keys of `observation_spec` in SI units, and `images/<camera>` uint8 (H, W, 3). More is ignored.
 
         Returns:
-            (chunk, A) float32 in [-1, 1], clipped: a Gaussian's mean, or what a flow makes of its next noise.
+            (chunk, A) float32 in [-1, 1], clipped: a Gaussian's mean, what a flow makes of its next noise, or what
+            leads to the return still wanted.
 
         Raises:
             InputError: a key is missing, has another shape, or holds NaN, or a policy that pursues goals has none.
@@ -115,8 +117,10 @@ class BundlePolicy:
         """First actions of B observations that stand alone: values (B, ...) -> actions (B, A).
 
         Raises:
-            InputError: as `act`, or a policy that sees stacks, for which one observation is not enough.
+            InputError: as `act`, or a policy that sees stacks or wants a return: one observation is not enough.
         """
+        if isinstance(self._actor, ReturnActor):
+            raise InputError("This policy follows the return still wanted in an episode; ask it step by step.")
         if self.contract.stack > 1:
             raise InputError(f"This policy sees the last {self.contract.stack} observations; ask it step by step.")
         actions = self._infer(self._goal.append(self._rows(observations), {}))
@@ -143,6 +147,9 @@ class BundlePolicy:
                 noise = philox(seed, self._asked, Stream.FLOW_ACTING).standard_normal(shape, dtype=np.float32)
                 self._asked += 1
                 actions = self._actor.generate(x[None], torch.from_numpy(noise))
+            elif isinstance(self._actor, ReturnActor):
+                actions = self._actor(x[None], torch.full((1, len(x)), self._wanted))
+                self._wanted -= self._actor.pays(x[None], actions).item()
             else:
                 actions, _ = self._actor(x[None])
             return actions[0].clamp(-1.0, 1.0)

@@ -24,7 +24,7 @@ from torch import Tensor
 from embodied.contracts.errors import BundleError, ConfigError, InputError, MissingExtraError, suggest
 from embodied.contracts.provenance import hash_file
 from embodied.datasets.draws import Stream, philox
-from embodied.policies.actors import FlowActor
+from embodied.policies.actors import FlowActor, ReturnActor
 from embodied.policies.bundle import BundlePolicy, load_policy
 from embodied.policies.contract import PolicyContract
 
@@ -156,6 +156,8 @@ def export_policy(
     if out.exists():
         raise BundleError(f"{out} exists. Name another folder, or remove it first.")
     policy = load_policy(bundle)
+    if isinstance(policy._actor, ReturnActor):
+        raise BundleError(f"{bundle}: a policy that follows the return still wanted has no form as one graph yet.")
     noise = _noise(policy)
     inputs = _inputs(policy.contract, noise)
     wanted = _answers(policy, observations, policy.contract.stack)  # refuses what does not fit

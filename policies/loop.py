@@ -83,6 +83,7 @@ def run_loop(
     start = _resume(learner, checkpoint, hash_json(identity))
     _cut_metrics(out / "metrics.jsonl", start)
     sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}  # a learner with phases gives each metric in some of the steps
     bad_step: Tensor | None = (
         None  # (S,) first step with a loss that is not finite; read at logs only: no sync per step
     )
@@ -94,6 +95,7 @@ def run_loop(
         metrics = learner.update(batch(step))
         for name, value in metrics.items():
             sums[name] = sums[name] + value if name in sums else value.clone()
+            counts[name] = counts.get(name, 0) + 1
         total = torch.stack([value.reshape(-1) for value in metrics.values()]).sum(0)  # (S,)
         bad_now = torch.where(torch.isfinite(total), steps, step)
         bad_step = bad_now if bad_step is None else torch.minimum(bad_step, bad_now)
@@ -104,13 +106,12 @@ def run_loop(
         assert bad_step is not None
         if int(bad_step.min()) < steps:
             raise _not_finite(bad_step, checkpoint)
-        count = done % log_every or log_every
-        means = {name: value / count for name, value in sums.items()}
+        means = {name: value / counts[name] for name, value in sums.items()}
         if probe:
             means |= probe()
             probe.check(done, means["q_largest"], _last_good(checkpoint))
         row = {name: np.round(value.double().tolist(), 7).tolist() for name, value in means.items()}
-        sums = {}
+        sums, counts = {}, {}
         with open(out / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": done, **row}) + "\n")
         if log:

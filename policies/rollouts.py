@@ -223,16 +223,7 @@ def roll_out(
     """
     if model is None:
         raise ConfigError(f"{type(learner).__name__} learns on rollouts of a model: give --dynamics.")
-    known = getattr(model, "facts", {}).get("contract")
-    if contract is not None and known is not None and list(known.observations) != list(contract.observations):
-        raise InputError(
-            f"The dynamics know {list(known.observations)}; this policy is to see {list(contract.observations)}.\n"
-            "Give both the same --keys."
-        )
-    size = data.observations.shape[1]
-    mean, std = np.zeros(size, np.float32), np.ones(size, np.float32)
-    if contract is not None:
-        mean, std = contract.statistics(0, "the policy")
+    mean, std = units_of(model, data, contract)
     actions = data.actions.shape[1]
     return ModelBased(
         learner,
@@ -250,3 +241,21 @@ def roll_out(
             device,
         ),
     )
+
+
+def units_of(model: Any, data: Any, contract: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (D,) float32 between what the policy sees and the model's units; arguments as of `roll_out`.
+
+    Raises:
+        InputError: the dynamics' observation keys are not the policy's, in order.
+    """
+    known = getattr(model, "facts", {}).get("contract")
+    if contract is not None and known is not None and list(known.observations) != list(contract.observations):
+        raise InputError(
+            f"The dynamics know {list(known.observations)}; this policy is to see {list(contract.observations)}.\n"
+            "Give both the same --keys."
+        )
+    if contract is not None:
+        return contract.statistics(0, "the policy")
+    size = data.observations.shape[1]
+    return np.zeros(size, np.float32), np.ones(size, np.float32)

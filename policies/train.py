@@ -13,7 +13,7 @@ from embodied.contracts.errors import ConfigError, InputError, suggest
 from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.goals import Goals
 from embodied.datasets.resident import transition_batches
-from embodied.policies import bc, cql, edac, flow_bc, iql, mopo, ravl, rebrac, td3bc
+from embodied.policies import bc, cql, edac, flow_bc, iql, mbrcsl, mopo, ravl, rebrac, td3bc
 from embodied.policies.bundle import PolicyContract, save_policy
 from embodied.policies.configure import configure
 from embodied.policies.critics import with_support
@@ -37,6 +37,7 @@ LEARNERS: dict[str, tuple[Any, Any, dict[str, Any], str]] = {
     "cql": (cql.CQL, cql.CQLConfig, cql.PRESETS, cql.DEFAULT_PRESET),
     "edac": (edac.EDAC, edac.EDACConfig, edac.PRESETS, edac.DEFAULT_PRESET),
     "ravl": (ravl.RAVL, ravl.RAVLConfig, ravl.PRESETS, ravl.DEFAULT_PRESET),
+    "mbrcsl": (mbrcsl.MBRCSL, mbrcsl.MBRCSLConfig, mbrcsl.PRESETS, mbrcsl.DEFAULT_PRESET),
     "mopo": (mopo.MOPO, mopo.MOPOConfig, mopo.PRESETS, mopo.DEFAULT_PRESET),
 }
 
@@ -227,7 +228,8 @@ def train(
         config = with_support(config, reward, data)
     learner = learner_class(config, seeds, data.input_size, data.actions.shape[1], steps, device)
     if needs_dynamics:
-        learner = roll_out(learner, model, data, contract, reward_record, seeds, device)
+        wrap = getattr(learner_class, "roll_out", roll_out)
+        learner = wrap(learner, model, data, contract, reward_record, seeds, device)
     identity = {
         "learner": learner_name,
         "config": dataclasses.asdict(config),
@@ -243,7 +245,7 @@ def train(
     options: dict[str, Any] = {"returns": returns, "next_actions": "next_actions" in wanted, "goals": data.goals}
     options["discount"] = getattr(config, "discount", 0.0)
     with transition_batches(data, reward, seeds, config.batch_size, steps, device, **options) as batch:
-        batch = learner.mixed(batch) if model is not None else batch
+        batch = learner.mixed(batch) if hasattr(learner, "mixed") else batch
         probe = None
         if watches(learner):
             seen = (data, reward) if data.goals is None else towards_the_end(data, config.discount)
@@ -295,7 +297,8 @@ def _save_bundles(
     for index, (seed, name) in enumerate(zip(seeds, names, strict=True)):
         actor = learner.actor_state(index)
         record = {**record, "seed": seed}
-        kind = getattr(learner, "actor_kind", None)
+        kind: Any = getattr(learner, "actor_kind", None)
+        kind = kind(index) if callable(kind) else kind
         save_policy(out / name, actor, contract, settings, record, encoder, overwrite=True, kind=kind)
     return names
 
