@@ -22,8 +22,8 @@ class TrainClone:
     Attributes:
         store: EpisodeStore to learn from.
         out: folder for bundles, metrics, checkpoint.
-        encoder: of 'embodied pretrain': the policy sees its camera.
-        keys: what the policy sees; empty: all that a robot knows.
+        encoder: of 'pretrain'; it sees its camera.
+        keys: what it sees; empty: all a robot knows.
         stack: last observations the policy sees.
         goal: keys to reach, images/CAMERA too.
         hindsight: how: future 0.8 random 0.2 tolerance 0.01.
@@ -66,8 +66,8 @@ class TrainReward:
         store: EpisodeStore to learn from.
         reward: label set, `source`, or `hindsight`.
         out: folder for bundles, metrics, checkpoint.
-        encoder: of 'embodied pretrain': the policy sees its camera.
-        keys: what the policy sees; empty: all that a robot knows.
+        encoder: of 'pretrain'; it sees its camera.
+        keys: what it sees; empty: all a robot knows.
         stack: last observations the policy sees.
         goal: keys to reach, images/CAMERA too.
         hindsight: how: future 0.8 random 0.2 tolerance 0.01.
