@@ -61,14 +61,15 @@ def train_edac(config: TrainReward, progress: Progress) -> dict[str, Any]:
 
 
 def train_ravl(config: TrainModelBased, progress: Progress) -> dict[str, Any]:
-    return _train("ravl", config, progress)
+    return train_on_model("ravl", config, progress)
 
 
 def train_mopo(config: TrainModelBased, progress: Progress) -> dict[str, Any]:
-    return _train("mopo", config, progress)
+    return train_on_model("mopo", config, progress)
 
 
-def _train(learner: str, config: TrainModelBased, progress: Progress) -> dict[str, Any]:
+def train_on_model(learner: str, config: Any, progress: Progress) -> dict[str, Any]:
+    """Train by a learner that needs dynamics; `config` of a verb with the fields of `TrainModelBased`."""
     from embodied.policies.dynamics_bundle import load_dynamics
 
     model = load_dynamics(config.dynamics, torch_device(config.device))

@@ -102,6 +102,7 @@ VERBS: dict[str, Verb] = {
     "train cql": Verb("embodied.train:train_cql", "conservative Q-learning, or Cal-QL, many seeds at once"),
     "train edac": Verb("embodied.train_model_based:train_edac", "the minimum of N diverse critics, many seeds at once"),
     "train ravl": Verb("embodied.train_model_based:train_ravl", "EDAC on rollouts of learned dynamics"),
+    "train mbrcsl": Verb("embodied.train_mbrcsl:train_mbrcsl", "the best of behaviour imagined in dynamics, cloned"),
     "train mopo": Verb("embodied.train_model_based:train_mopo", "rollouts of learned dynamics, their doubt penalised"),
     "eval": Verb("embodied.evaluate:evaluate", "success in simulation, with intervals"),
     "compare": Verb("embodied.compare:compare", "intervals of several results side by side"),

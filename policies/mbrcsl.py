@@ -72,6 +72,23 @@ class MBRCSLConfig:
     batch_size: Count = 256
     observation_normalization: str = "standard"
 
+    def rule(self) -> str:
+        """Which rollouts are kept, in words."""
+        if self.selection == "above_data":
+            least = (
+                "the best recorded episode"
+                if self.data_quantile == 1.0
+                else f"{self.data_quantile:.1%} of those recorded"
+            )
+            return f"rollouts that return more than {least}"
+        if self.selection == "top_share":
+            return f"the best {self.top_share:.2%} of the rollouts"
+        if self.selection == "final":
+            low, high, top = self.final_rewards
+            last = f"rollouts whose last {self.final_steps} rewards"
+            return f"{last} are above {low:g}, one of them above {high:g}, none from {top:g} on"
+        return "all recorded episodes, no rollouts"
+
 
 PRESETS: dict[str, MBRCSLConfig] = {
     "short": MBRCSLConfig(),  # ours: for two CPU cores
