@@ -30,6 +30,8 @@ class Evaluate:
         seed: of the first initial state; keep it apart from the seeds of the data.
         out: JSON file to write the result to.
         film: mp4 to write of the first policy's first seed, in the first three initial states.
+        goal: what policies that take goals are to reach: a store (last frames of successful episodes, one per initial
+            state in turn), or a .json or .npz file; by default the environment's own.
         workers: simulator processes; 0 is one per core.
     """
 
@@ -39,6 +41,7 @@ class Evaluate:
     seed: int = 1_000_000
     out: Path | None = None
     film: Path | None = None
+    goal: Path | None = None
     workers: int = 0
 
 
@@ -46,6 +49,7 @@ def touches(config: Evaluate) -> Touches:
     folders = [Path(_split(text)[1]) for text in config.policies]
     # A behaviour's name has no folder; a folder that an earlier stage will make is not there yet, but has a parent.
     reads = tuple(folder for folder in folders if folder.exists() or len(folder.parts) > 1)
+    reads += (config.goal,) if config.goal else ()
     return Touches(reads, tuple(path for path in (config.out, config.film) if path))
 
 
@@ -70,7 +74,7 @@ def evaluate(config: Evaluate, progress: Progress) -> dict[str, Any]:
             found = bundles(Path(what), behaviours)
         groups[name] = found
         for seed, source in found:
-            tasks[_task(name, seed)] = source if source in behaviours else bundle_loader(source)
+            tasks[_task(name, seed)] = source if source in behaviours else bundle_loader(source, config.goal)
     seeds = range(config.seed, config.seed + config.episodes)
     results = run_episodes(tasks, config.env, seeds, workers=config.workers, progress=progress)
     by_task: dict[str, list[Any]] = {}
@@ -79,6 +83,7 @@ def evaluate(config: Evaluate, progress: Progress) -> dict[str, Any]:
     report = {
         "env": config.env,
         "initial_seeds": list(seeds),
+        **({"goal": str(config.goal)} if config.goal else {}),
         "policies": {
             name: _summary(found, [by_task[_task(name, s)] for s, _ in found]) for name, found in groups.items()
         },
@@ -119,24 +124,32 @@ def _task(name: str, seed: int | None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class BundleLoader:
-    """Loads a bundle in a simulator's process. Two are equal when the bundle's files are."""
+    """Loads a bundle in a simulator's process. Two are equal when the bundle's files and its goals' source are."""
 
     folder: str
     content: str
+    goal: Path | None = None
 
     def __call__(self) -> Any:
+        from embodied.goals import goals_of
         from embodied.policies.bundle import load_policy
 
-        return load_policy(self.folder)
+        policy = load_policy(self.folder)
+        if self.goal is not None and policy.goal_spec:
+            policy.give_goals(*goals_of(self.goal, policy.goal_spec))
+        return policy
 
 
-def bundle_loader(folder: str) -> BundleLoader:
-    """A loader of a bundle that is sound: a bad one is refused here, in one line, not in a simulator's process."""
+def bundle_loader(folder: str, goal: Path | None = None) -> BundleLoader:
+    """A loader of a bundle that is sound: a bad one is refused here, in one line, not in a simulator's process.
+
+    Args:
+        goal: see `goals_of`; for a policy that takes goals.
+    """
     from embodied.contracts.provenance import hash_file
-    from embodied.policies.bundle import load_policy
 
-    load_policy(folder)
-    return BundleLoader(folder, hash_file(Path(folder) / "hashes.json"))
+    BundleLoader(folder, "", goal)()
+    return BundleLoader(folder, hash_file(Path(folder) / "hashes.json"), goal)
 
 
 def _summary(found: Seeds, runs: list[list[Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from embodied.contracts.errors import BundleError
-from embodied.contracts.protocols import Policy
+from embodied.contracts.protocols import GoalPolicy, Policy
 from embodied.sim.render import FastRenderer
 from embodied.sim.rollout import Behaviour, PolicyBehaviour, PolicyFactory, cached_environment, cached_policy, rollout
 from embodied.sim.suites import environment
@@ -45,6 +45,13 @@ def check_fits(policy: Policy, env: Any) -> None:
                 raise BundleError(
                     f"The policy needs {kind} '{key}' of shape {tuple(spec.shape)}; {env.spec.environment} has {have}."
                 )
+    wanted = policy.goal_spec if isinstance(policy, GoalPolicy) and not policy.goals_given else {}
+    for key in wanted:
+        if f"goal/{key}" not in env.spec.observations:
+            raise BundleError(
+                f"The policy pursues a goal, '{key}', and {env.spec.environment} states none ('goal/{key}').\n"
+                "Name some: --goal STORE, whose last frames are goals, or a .json or .npz file."
+            )
     if tuple(policy.action_spec.names) != tuple(env.spec.action.names):
         raise BundleError(
             f"The policy's action is {list(policy.action_spec.names)};\n"

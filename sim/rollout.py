@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from embodied.contracts.protocols import EpisodicPolicy, Policy
+from embodied.contracts.protocols import EpisodicPolicy, GoalPolicy, Policy
 from embodied.sim.suites import environment
 
 PolicyFactory = Callable[[], Policy]
@@ -25,7 +25,7 @@ class PolicyBehaviour:
     """A learned policy in the place of a scripted behaviour.
 
     It executes the first action of each chunk, or the first `execute` of an `EpisodicPolicy`, then asks again; in
-    between the policy only observes.
+    between the policy only observes. Of several goals that it was given, the seed of the episode chooses one.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -34,7 +34,8 @@ class PolicyBehaviour:
         self._left: list[np.ndarray] = []
 
     def reset(self, seed: int) -> str:
-        del seed
+        if isinstance(self._policy, GoalPolicy):
+            self._policy.choose_goal(seed)
         if self._episodic:
             self._episodic.reset()
         self._left = []

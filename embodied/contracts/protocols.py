@@ -24,6 +24,7 @@ class Policy(Protocol):
     image_spec: dict[str, ArraySpec]
     action_spec: ActionSpec
     control_dt: float
+
     def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
         """One step's action chunk.
 
@@ -52,6 +53,25 @@ class EpisodicPolicy(Policy, Protocol):
 
     def observe(self, observation: Mapping[str, np.ndarray]) -> None:
         """A step at which `act` is not asked, because a former chunk covers it."""
+        ...
+
+
+@runtime_checkable
+class GoalPolicy(Policy, Protocol):
+    """A policy that may have to be told what to reach.
+
+    Attributes:
+        goal_spec: key -> spec of what a goal is made of; empty where it needs none.
+        goals_given: how many goals it has been given to choose from.
+    """
+
+    goal_spec: dict[str, ArraySpec]
+
+    @property
+    def goals_given(self) -> int: ...
+
+    def choose_goal(self, number: int) -> None:
+        """Of the goals given, counted round and round, this one."""
         ...
 
 
