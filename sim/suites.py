@@ -10,7 +10,7 @@ import numpy as np
 
 from embodied.contracts.errors import InputError, suggest
 from embodied.datasets.store import EpisodeStore
-from embodied.sim import experts, export_scene, metaworld_drawer, robosuite_lift
+from embodied.sim import experts, export_scene, metaworld_drawer, point_maze, robosuite_lift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,21 @@ ENVIRONMENTS: dict[str, Environment] = {
         export_scene=metaworld_drawer.no_robot,
         initial_states=metaworld_drawer.no_robot,
         succeeded=metaworld_drawer.no_robot,
+    ),
+    point_maze.NAME: Environment(
+        make=point_maze.PointMazeEnv,
+        behaviours={
+            "scripted": point_maze.Waypoints,
+            "random": point_maze.RandomPush,
+            **{name: functools.partial(point_maze.Waypoints, behaviour=name) for name in point_maze.BEHAVIOURS},
+        },
+        truth_keys=point_maze.REWARD_KEYS,
+        true_reward=point_maze.shaped_reward,
+        true_progress=point_maze.shaped_reward,
+        duration=point_maze.HORIZON * point_maze.CONTROL_DT,
+        export_scene=point_maze.no_robot,
+        initial_states=point_maze.no_robot,
+        succeeded=point_maze.no_robot,
     ),
 }
 
