@@ -16,6 +16,7 @@ import embodied
 from embodied.config import check_result_path, to_json, write_result
 from embodied.contracts.errors import InputError, SafetyError
 from embodied.evaluate import bundles
+from embodied.goals import goals_of
 from embodied.progress import Progress
 from embodied.statistics import wilson
 from embodied.verbs import Touches
@@ -46,6 +47,7 @@ class Deploy:
         discovery: localhost, or subnet to reach other hosts.
         use_sim_time: take the time from /clock.
         logs: folder for logs, a simulated arm's too.
+        goal: to reach: .json, .npz or a store.
     """
 
     bundle: Positional[Path]
@@ -65,12 +67,14 @@ class Deploy:
     discovery: str = "localhost"
     use_sim_time: bool = False
     logs: Path | None = None
+    goal: Path | None = None
 
 
 def touches(config: Deploy) -> Touches:
     shipped = Path(embodied.__file__).parent / "robot_bridge" / f"{config.robot}.yaml"
     profile = Path(config.robot) if Path(config.robot).is_file() else shipped
-    return Touches((config.bundle, profile), tuple(path for path in (config.out, config.record) if path))
+    reads = (config.bundle, profile, *([config.goal] if config.goal else []))
+    return Touches(reads, tuple(path for path in (config.out, config.record) if path))
 
 
 def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
@@ -84,8 +88,16 @@ def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
     check_result_path(config.out)
     bundle = Path(bundles(config.bundle)[0][1])
     policy = load_policy(bundle)
+    if bool(config.goal) != bool(policy.goal_spec):
+        keys = ", ".join(policy.goal_spec)
+        raise InputError(f"--goal: {bundle} {f'pursues a goal ({keys}): name one' if keys else 'knows no goals'}.")
     with tempfile.TemporaryDirectory(prefix="embodied-scene-") as folder:
         simulation: dict[str, Any] = {"initial_states": [None] * config.episodes}
+        if config.goal:
+            chosen = goals_of(config.goal, policy.goal_spec)[0]
+            policy.give_goals(chosen)  # refused here, in one line, not in the policy's process
+            simulation["goal"] = Path(folder) / "goal.npz"
+            np.savez(simulation["goal"], **chosen)  # type: ignore[arg-type]
         horizon = config.horizon or 10.0
         if config.env:
             size = next(iter(policy.image_spec.values())).shape[0] if policy.image_spec else 64
@@ -93,7 +105,7 @@ def deploy(config: Deploy, progress: Progress) -> dict[str, Any]:
 
             task = environment(config.env)
             horizon = config.horizon or task.duration
-            simulation = {
+            simulation |= {
                 "scene": task.export_scene(Path(folder), tuple(policy.image_spec), size),
                 "initial_states": task.initial_states(range(config.seed, config.seed + config.episodes)),
                 "success": task.succeeded,

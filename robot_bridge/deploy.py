@@ -58,6 +58,7 @@ def run_deployment(
     shadow: bool = False,
     speed: float | None = None,
     use_sim_time: bool = False,
+    goal: str | Path | None = None,
     check_only: bool = False,
     confirm: Callable[[str], bool] | None = None,
     view: Callable[[Deployment], contextlib.AbstractContextManager[Callable[[], None]]] | None = None,
@@ -82,6 +83,7 @@ def run_deployment(
         shadow: everything runs, nothing is sent to the robot.
         speed: replaces the profile's `limit_scale`.
         use_sim_time: time comes from /clock.
+        goal: .json or .npz file with what a policy that pursues goals is to reach.
         check_only: preflight and nothing else; what failed is in the result's checks.
         confirm: asked before each episode on a robot that is no simulation of ours; False ends the deployment. It
             must be given for such a robot: nothing moves unless somebody says so.
@@ -98,7 +100,7 @@ def run_deployment(
     total, interrupted = len(initial_states), False
     progress(0, total, "starting the processes")
     with Deployment(
-        bundle, profile, scene, record, domain, discovery, log_folder, transport, shadow, speed, use_sim_time
+        bundle, profile, scene, record, domain, discovery, log_folder, transport, shadow, speed, use_sim_time, goal
     ) as deployment:
         try:
             if scene is not None:

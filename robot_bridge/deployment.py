@@ -67,7 +67,7 @@ class Deployment:
     """The running processes; a context manager.
 
     Args:
-        bundle, profile, scene, record, domain, discovery, log_folder, transport, shadow, speed, use_sim_time: as
+        bundle, profile, scene, record, domain, discovery, log_folder, transport, shadow, speed, use_sim_time, goal: as
             `run_deployment`.
 
     Attributes:
@@ -92,7 +92,9 @@ class Deployment:
         shadow: bool = False,
         speed: float | None = None,
         use_sim_time: bool = False,
+        goal: str | Path | None = None,
     ) -> None:
+        self.goal = goal
         self.bundle, self.record = Path(bundle), Path(record) if record is not None else None
         if not self.bundle.is_dir():
             raise InputError(f"{self.bundle} is no policy bundle.")
@@ -137,6 +139,7 @@ class Deployment:
 
     def _start(self) -> None:
         more: dict[str, list[str]] = {"policy_node": ["--bundle", str(self.bundle)]}
+        more["policy_node"] += ["--goal", str(self.goal)] if self.goal else []
         more["safety_node"] = ["--shadow"] if self.shadow else []
         if self.scene is not None:
             more["mujoco_robot"] = ["--scene", str(self.scene.xml.parent)]

@@ -6,6 +6,9 @@ A chunk goes out for every image of the bundle's first camera that is due (for e
 none), stamped with that image's stamp, at the bundle's control rate; its points are due at 1, 2, ... control periods
 after the stamp. When an observation is too old nothing goes out: the safety process notices the silence. What actions
 mean is in actions.py, what is observed in observations.py.
+
+A bundle that wants several actions of a chunk executed (`execute`) is asked when they are done. Until then the actions
+that are left go out with every observation anew, so that silence is noticed as soon as without chunks.
 """
 
 import argparse
@@ -18,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from embodied.contracts.errors import InputError
-from embodied.contracts.protocols import EpisodicPolicy, Policy
+from embodied.contracts.errors import BundleError, InputError
+from embodied.contracts.protocols import EpisodicPolicy, GoalPolicy, Policy
 from embodied.robot_bridge import messages
 from embodied.robot_bridge.actions import Targets, check_action, target_names
 from embodied.robot_bridge.adapter_servo_twist import axis_limits
@@ -40,6 +43,11 @@ def check_fits(policy: Policy, profile: Profile) -> None:
     """BundleError, naming what is wrong, unless this robot can give what the bundle takes and do what it says."""
     check_action(policy, profile)
     check_observations(policy, profile)
+    if isinstance(policy, GoalPolicy) and policy.goal_spec and not policy.goals_given:
+        raise BundleError(
+            f"The bundle pursues a goal ({', '.join(policy.goal_spec)}) and was given none.\n"
+            "Name a .json or .npz file with it: --goal FILE."
+        )
 
 
 class Pacer:
@@ -72,12 +80,14 @@ class PolicyNode:
     ) -> None:
         check_fits(policy, profile)
         self._policy, self._profile, self._stamp = policy, profile, stamp
+        self._episodic = policy if isinstance(policy, EpisodicPolicy) else None
         twist = profile.adapter == "servo_twist"
         self._targets = Targets(policy, profile, axis_limits(profile) if twist else profile.read_limits())
         self._names = target_names(profile)
         self._pacer, self._period_ns = Pacer(policy.control_dt), policy.control_dt * 1e9
         self.wake = threading.Event()
         self._observer = Observer(policy, profile, transport, self.wake)
+        self._left, self._done = np.empty((0, 0)), 0  # actions of the last chunk still to come, and those executed
         self._latest: dict[str, bytes] = {}
         self._state, self._runs, self._run, self._sequence = "", "", "", 0
         self._shadow = False
@@ -132,8 +142,8 @@ class PolicyNode:
         if runs != self._runs:  # counted, since a busy process may miss the states between two runs
             self._run, self._sequence = secrets.token_hex(4), 0
             self._pacer.restart()
-            if isinstance(self._policy, EpisodicPolicy):
-                self._policy.reset()
+            if self._episodic:
+                self._episodic.reset()
         if runs != self._runs or state not in ACTIVE or state != self._state == "RUNNING":
             self._targets.current = None  # the next chunk starts from where the arm is commanded to stand
         self._state, self._runs, self._shadow = state, runs, values.get("shadow") == "true"
@@ -158,8 +168,11 @@ class PolicyNode:
         arm, stamp = len(self._profile.joints), moment.stamp_ns
         if self._targets.current is None:
             self._targets.start(self._commanded(moment.position))
+            self._left = self._left[:0]
         else:
-            self._targets.passed(round((stamp - self._last_stamp) / self._period_ns))
+            passed = max(round((stamp - self._last_stamp) / self._period_ns), 1)
+            self._targets.passed(passed)
+            self._left, self._done = self._left[passed:], self._done + passed
         self._last_stamp = stamp
         assert self._targets.current is not None
         values = {
@@ -170,7 +183,7 @@ class PolicyNode:
         }
         observation = {key: values[key].astype(np.float32) for key in self._policy.observation_spec}
         observation |= {f"images/{camera}": image for camera, image in moment.images.items()}
-        targets = self._targets.apply(self._policy.act(observation), moment.position)
+        targets = self._targets.apply(self._plan(observation), moment.position)
         self._sequence += 1
         self.counts["chunks"] += 1
         frame = f"policy:{self._run}:{self._sequence}"
@@ -178,6 +191,14 @@ class PolicyNode:
         self._chunks.write(messages.joint_trajectory(messages.Trajectory(stamp, frame, self._names, times, targets)))
         if self._state == "HOLD" or self._shadow:
             self._targets.current = None  # not executed, unless it ends the hold
+
+    def _plan(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """(K, A) from now on: what is left of the chunk while the bundle wants it executed, or else a new one."""
+        if self._episodic and len(self._left) and self._done < self._episodic.execute:
+            self._episodic.observe(observation)
+        else:
+            self._left, self._done = np.asarray(self._policy.act(observation)), 0
+        return self._left
 
     def _commanded(self, measured: np.ndarray) -> np.ndarray:
         """Where the safety process holds the robot; or the measured joints, where it commands nothing or in shadow.
@@ -198,7 +219,7 @@ class PolicyNode:
 def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     from embodied.policies.bundle import load_policy
 
-    policy = load_policy(options.bundle)
+    policy = load_policy(options.bundle, goal=options.goal)
     transport = open_transport("policy", options)
     node = PolicyNode(policy, profile, transport, RosTime(transport, options.use_sim_time, profile.topics.clock).now_ns)
     blank = {key: np.zeros(spec.shape, np.float32) for key, spec in policy.observation_spec.items()}
@@ -227,4 +248,5 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
 if __name__ == "__main__":
     parser = arguments("Run a policy bundle on the ROS 2 graph.")
     parser.add_argument("--bundle", required=True, help="policy bundle folder")
+    parser.add_argument("--goal", help=".json or .npz file with what the policy is to reach")
     run_process(main, parser)
