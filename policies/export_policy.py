@@ -158,6 +158,8 @@ def export_policy(
     policy = load_policy(bundle)
     if isinstance(policy._actor, ReturnActor):
         raise BundleError(f"{bundle}: a policy that follows the return still wanted has no form as one graph yet.")
+    if policy.goal_spec:
+        raise BundleError(f"{bundle}: a policy that is told a goal has no form as one graph yet.")
     noise = _noise(policy)
     inputs = _inputs(policy.contract, noise)
     wanted = _answers(policy, observations, policy.contract.stack)  # refuses what does not fit

@@ -236,8 +236,10 @@ def store_actions(policies: list[Any], store: Any, block: int = 512, progress: P
     Of a chunk the first action counts, as if the policy were asked at every step.
 
     Raises:
-        InputError: the store lacks a key or camera that a policy takes.
+        InputError: the store lacks a key or camera that a policy takes, or a policy pursues goals.
     """
+    if any(getattr(policy, "goal_spec", None) for policy in policies):
+        raise InputError("One reward does not judge a policy that pursues goals. 'embodied eval' tries it: --goal.")
     keys = sorted({key for policy in policies for key in policy.observation_spec})
     cameras = sorted({camera for policy in policies for camera in policy.image_spec})
     for name, known in [(k, store.spec.observations) for k in keys] + [(c, store.spec.images) for c in cameras]:
