@@ -2,8 +2,11 @@
 
 Every trajectory is its own dead-man: if the bridge falls silent the controller finishes the last one, which comes to
 rest within its horizon, and holds. The controller rejects a whole message, without a word on the wire, if a joint is
-missing or unknown, times do not rise, or the last velocity is not zero; so each of these is ensured here. Stamp 0 means
-"start on arrival": a stamped trajectory would lose the transit time and jump.
+missing or unknown, times do not rise, or the last velocity is not zero; so each of these is ensured here.
+
+Where the robot reads our clock a trajectory bears its time. One that is late is then joined where it has got to: its
+first point lies ahead of what transit takes, so that nothing jumps, and lateness that comes or goes is not made up for
+in a hurry. Stamp 0, "start on arrival", is for a clock of its own: a stamp would be refused or jump.
 """
 
 from typing import Any
@@ -13,18 +16,22 @@ import numpy as np
 from embodied.contracts.errors import SafetyError
 from embodied.robot_bridge import messages
 from embodied.robot_bridge.adapter_topic import TopicAdapter
-from embodied.robot_bridge.motion_filter import Plan
+from embodied.robot_bridge.limits import Limits
+from embodied.robot_bridge.motion_filter import Motion, Plan
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.safety import Tick
 from embodied.robot_bridge.tick_messages import TrajectoryWriter
 
 MIN_POINTS = 3
-# The first point lies this far ahead [s]. A trajectory that starts on arrival starts as late as it arrives; the way to
-# the first point makes up for what the one before it was later, and the shorter that is, the faster. At 0.05, messages
-# that take 0 to 20 ms have the controller ask for up to 1.5 times a velocity limit (at 0.002, 5 times), and it adds no
-# lag: the point lies on the newest plan.
+# The first point lies this far ahead [s], on the newest plan: that adds no lag. A stamped trajectory that takes longer
+# steps onto its plan. One that starts on arrival starts as late as it arrives; the way to the first point makes up for
+# what the one before it was later, and the shorter that is, the faster. At 0.05, messages that take 0 to 20 ms have the
+# controller ask for up to 1.5 times a velocity limit (at 0.002, 5 times).
 SOONEST = 0.05
 _FROM_REST = 1.5  # peak over mean of the speed of a cubic from rest to rest
+_HURRY = 1.1  # times the velocity limit: no more is asked of a robot that wakes
+_WAY = np.linspace(0.0, 1.0, 21)[:, None]  # shares of the time of a cubic
+_PAST = 0.01  # which may shoot past its end by so much [rad, m]
 _STEP = 0.002  # between points where the robot stands still [s]
 HORIZON = 0.15  # a trajectory lasts at least this long, so that one lost message does not end it [s]
 
@@ -47,22 +54,41 @@ def shaped(plan: Plan) -> Plan:
     return Plan(times, positions, velocities)
 
 
-def unhurried(plan: Plan, told: np.ndarray, silence: float, velocity: np.ndarray, usual: float) -> Plan:
-    """The plan, later if a robot that has hung since its joints were last heard would have to hurry to its first point.
-
-    Such a robot takes up the newest message when it wakes, from where it was.
+def unhurried(plan: Plan, told: np.ndarray, velocity: np.ndarray, usual: float) -> Plan:
+    """The plan, later if its first point is out of reach within the velocity limits (J,) from what was `told` (J,).
 
     Args:
-        told: (J,) what the robot had been told when its joints were last heard.
-        silence: how long ago that was [s].
-        velocity: (J,) limits.
-        usual: silence up to this is nothing unusual [s].
+        usual: a way that is longer by so much is nothing unusual [s].
     """
     need = float((np.abs(plan.positions[0] - told) / velocity).max())
-    if silence <= usual and need <= plan.times[0] + usual:
+    if need <= plan.times[0] + usual:
         return plan
     later = max(0.0, _FROM_REST * need - float(plan.times[0]))
     return Plan(plan.times + later, plan.positions, plan.velocities)
+
+
+def resting(plan: Plan, told: np.ndarray, motion: Motion, limits: Limits) -> Plan:
+    """The end of a plan that brakes, without the way there: for a robot whose joints are not heard.
+
+    It follows blindly, or it hangs where it was told to be then, and takes up this message when it wakes. Points on the
+    way would be a brake for the one and a race for the other. A single cubic to the end is a brake for both: for the
+    other it takes as long as its limits need, if the one does not shoot past the end by more than a hair meanwhile, nor
+    leave its box at all. Where it would, the plan stays as it is.
+
+    Args:
+        told: (J,) what the robot had been told when its joints were last heard.
+        motion: of a robot that follows, now.
+    """
+    end, soonest = plan.positions[-1], float(plan.times[-1])
+    need = _FROM_REST / _HURRY * float((np.abs(end - told) / limits.velocity).max())
+    way = end - motion.position
+    for time in np.linspace(max(need, soonest), soonest, 8):
+        moved = way * (3 - 2 * _WAY) * _WAY**2 + motion.velocity * time * _WAY * (1 - _WAY) ** 2
+        past = np.maximum(np.minimum(way, 0.0) - moved, moved - np.maximum(way, 0.0)).max()
+        there = motion.position + moved
+        if past <= _PAST and ((there >= limits.low) & (there <= limits.high)).all():
+            return Plan(np.array([time]), end[None], np.zeros((1, len(end))))
+    return plan
 
 
 class JtcAdapter(TopicAdapter):
@@ -74,6 +100,7 @@ class JtcAdapter(TopicAdapter):
         super().__init__(profile, transport)
         self._writer = TrajectoryWriter(self.names)
         self._usual = profile.safety.joint_timeout / 2
+        self._resting = (np.inf, np.inf)  # when a robot that was not heard was told to rest, and when it will [s]
         limits, between = self.limits, (2 * profile.safety.command_every + 1) / profile.safety.rate_hz
         braking = limits.velocity / limits.acceleration + limits.acceleration / limits.jerk
         self.brake_time = max(HORIZON, between + float(braking.max()))
@@ -81,12 +108,21 @@ class JtcAdapter(TopicAdapter):
     def send(self, tick: Tick, measured: np.ndarray, now: float, stamp_ns: int) -> bool:
         if tick.plan is None:
             return False
-        plan, count = shaped(tick.plan), len(self.names)
-        if tick.heard_at is not None:
-            plan = unhurried(plan, tick.heard_at, tick.silence, self.limits.velocity, self._usual)
+        plan, count, stamp = shaped(tick.plan), len(self.names), stamp_ns if self.clock_agrees else 0
+        if tick.heard_at is None or tick.motion is None:
+            stamp = 0
+        elif tick.silence <= self._usual:
+            later = unhurried(plan, tick.heard_at, self.limits.velocity, self._usual)
+            plan, stamp = later, stamp if later is plan else 0
+        else:
+            began, ends = self._resting
+            if began <= now < ends:  # told already; once more would only take longer
+                return False
+            plan, stamp = shaped(resting(tick.plan, tick.heard_at, tick.motion, self.limits)), 0
+            self._resting = now, now + float(plan.times[-1])
         positions, velocities = plan.positions[:, :count], plan.velocities[:, :count]
         rising = (np.diff(np.round(plan.times * 1e9)) > 0).all()
         if not (rising and np.isfinite(positions).all() and np.isfinite(velocities).all()):
             raise SafetyError("bug: a plan for the trajectory controller is not finite, or its times do not rise.")
-        self.topic.write(self._writer.encode(0, "", plan.times, positions, velocities))
+        self.topic.write(self._writer.encode(stamp, "", plan.times, positions, velocities))
         return True

@@ -48,10 +48,12 @@ class TopicAdapter:
         limits: what the filter has to keep, in the coordinates in which it works; joints, unless an adapter says other.
         names: the joints that this adapter's controller drives, in its order.
         brake_time: how long the arm moves on after the last command at most [s]; inf where nothing ends the motion.
+        clock_agrees: what we stamp means the same to the robot; the caller says so before it sends.
     """
 
     message_type: str
     brake_time = 0.0
+    clock_agrees = False
 
     def __init__(self, profile: Profile, transport: Any) -> None:
         self.limits: Limits = profile.read_limits()

@@ -84,8 +84,21 @@ class RobotCommands:
         """Who else commands the robot; empty if nobody does."""
         return self._arm.topic.rival() or (self._gripper.rival() if self._gripper else "")
 
-    def send(self, tick: Tick, measured: np.ndarray, gripper_age: float, now: float, stamp_ns: int) -> bool:
-        """Whether the arm was sent something. Arguments as `TopicAdapter.send` and `GripperAdapter.send`."""
+    def send(
+        self,
+        tick: Tick,
+        measured: np.ndarray,
+        gripper_age: float,
+        now: float,
+        stamp_ns: int,
+        clock_agrees: bool = False,
+    ) -> bool:
+        """Whether the arm was sent something. Arguments as `TopicAdapter.send` and `GripperAdapter.send`.
+
+        Args:
+            clock_agrees: `stamp_ns` means the same to the robot.
+        """
+        self._arm.clock_agrees = clock_agrees
         if self._gripper:
             self.gripper_fault = self._gripper.send(tick, gripper_age, now)
         return self._arm.send(tick, measured, now, stamp_ns)

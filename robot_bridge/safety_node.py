@@ -37,6 +37,7 @@ from embodied.robot_bridge.machine import Cause
 from embodied.robot_bridge.node import EventLog, Rate, RosTime, Stop, arguments, now_ns, open_transport, run_process
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.qos import COMMAND, DEFAULT, SENSOR_DATA
+from embodied.robot_bridge.robot_clock import RobotClock
 from embodied.robot_bridge.safety import Chunk, SafetyFilter, State, Tick
 from embodied.robot_bridge.safety_report import SafetyReport
 from embodied.robot_bridge.scheduling import Collector, raise_priority
@@ -95,6 +96,7 @@ class SafetyNode:
         )
         self._watched = workspace if not joint_space else None
         self._joints, self._arm = JointMerge(profile.all_joints), len(profile.joints)
+        self._robot_clock = RobotClock()
         self._measured = np.full(len(limits.names), np.nan)  # in the filter's coordinates
         own_state = profile.gripper is not None and profile.gripper.adapter != "joint"
         self._group = self._arm if own_state else len(profile.all_joints)  # joints whose age is the arm's
@@ -172,7 +174,9 @@ class SafetyNode:
             return None
 
     def _on_joint_state(self, data: bytes, received_at: float) -> bool:
-        return self._joints.update(self._reader.read(data), received_at)
+        sample = self._reader.read(data)
+        self._robot_clock.hear(sample.stamp_ns, self._stamp() - round((self._clock() - received_at) * 1e9))
+        return self._joints.update(sample, received_at)
 
     def _on_chunk(self, data: bytes | messages.Trajectory, received_at: float) -> None:
         trajectory = messages.read_joint_trajectory(data) if isinstance(data, bytes) else data
@@ -283,7 +287,8 @@ class SafetyNode:
         self._watch(now)
         tick = self.filter.tick(now)
         stamp = self._stamp()
-        if self.commands.send(tick, self._measured, now - self._joints.heard_at[-1], now, stamp):
+        gripper_age, agrees = now - self._joints.heard_at[-1], self._robot_clock.agrees
+        if self.commands.send(tick, self._measured, gripper_age, now, stamp, agrees):
             self._report.command_cost.add(time.perf_counter() - started)
             self._untold.append(functools.partial(self._mirror, tick, now, stamp))
         for text in tick.events:
@@ -312,6 +317,7 @@ class SafetyNode:
             now += min(wall - self._moved_at, BRAKING)
         if now < self._now - 1e-3:
             self._joints.forget()
+            self._robot_clock.forget()
             self.filter.clock_jumped(now)
             self._events.write("clock_jumped", seconds=now - self._now)
         self._now = now

@@ -17,19 +17,20 @@ from embodied.contracts.errors import ConfigError, SafetyError
 from embodied.robot_bridge import messages as m
 from embodied.robot_bridge.adapter_forward_position import ForwardPositionAdapter
 from embodied.robot_bridge.adapter_forward_velocity import ForwardVelocityAdapter
-from embodied.robot_bridge.adapter_jtc import HORIZON, SOONEST, shaped, unhurried
+from embodied.robot_bridge.adapter_jtc import HORIZON, SOONEST, resting, shaped, unhurried
 from embodied.robot_bridge.adapter_servo_jog import ServoJogAdapter
 from embodied.robot_bridge.adapter_velocity import CORRECTION
 from embodied.robot_bridge.adapters import ADAPTERS, RobotCommands
 from embodied.robot_bridge.command_messages import float_array, read_float_array, read_joint_jog, read_twist_stamped
-from embodied.robot_bridge.controller import Moment
+from embodied.robot_bridge.controller import Moment, Reference
 from embodied.robot_bridge.limits import Limits
-from embodied.robot_bridge.motion_filter import Motion, Plan
+from embodied.robot_bridge.motion_filter import Motion, MotionFilter, Plan
 from embodied.robot_bridge.profile import Profile, Safety
 from embodied.robot_bridge.profile_check import ADAPTERS as PROFILE_ADAPTERS
 from embodied.robot_bridge.qos import COMMAND, LATEST
+from embodied.robot_bridge.robot_clock import RobotClock
 from embodied.robot_bridge.safety import Chunk, SafetyFilter, State, Tick
-from embodied.robot_bridge.trajectory_controller import Goal, TrajectoryController
+from embodied.robot_bridge.trajectory_controller import Goal, TrajectoryController, interpolate
 from embodied.robot_bridge.transport_memory import MemoryBus, MemoryTransport
 
 OWN_GRIPPER = {
@@ -153,9 +154,14 @@ def test_trajectories_are_what_a_trajectory_controller_accepts(tmp_path: Path) -
         rig.run(0.1)
     assert rig.robot.counts["rejected"] == 0
     assert rig.robot.counts["accepted"] > 150
-    for data in rig.sent:
-        trajectory = m.read_joint_trajectory(data)
-        assert trajectory.stamp_ns == 0
+    sent = [m.read_joint_trajectory(data) for data in rig.sent]
+    assert (np.diff([trajectory.stamp_ns for trajectory in sent]) >= 4_000_000).all()  # the rig has one clock
+    assert rig.safety is not None
+    rig.safety._robot_clock.forget()
+    rig.offer(target)
+    rig.run(0.05)
+    assert m.read_joint_trajectory(rig.sent[len(sent)]).stamp_ns == 0
+    for trajectory in sent:
         assert trajectory.names == ("shoulder", "elbow", "finger")
         assert 3 <= len(trajectory.times) <= 30
         assert trajectory.velocities is not None
@@ -177,19 +183,56 @@ def test_a_short_plan_is_padded_and_a_plan_keeps_its_points() -> None:
     np.testing.assert_array_equal(kept.velocities, plan.velocities[1:])
 
 
-def test_a_robot_that_hung_does_not_hurry_to_its_first_point() -> None:
-    """The stop was planned on while it stood still; what waits for it is the plan as it was sent last."""
+def test_a_first_point_out_of_reach_is_given_time() -> None:
     limit, told = np.array([1.0, 0.5]), np.zeros(2)
     times = np.array([0.05, 0.1, 0.2])
     plan = Plan(times, np.array([[0.06, 0.0], [0.1, 0.0], [0.1, 0.0]]), np.zeros((3, 2)))
-    assert unhurried(plan, told, 0.02, limit, 0.05) is plan  # nothing unusual
-    late = unhurried(plan, told, 0.3, limit, 0.05)
-    assert late.times[0] == pytest.approx(0.09)  # a cubic from rest to rest peaks at 1.5 times its mean speed
-    np.testing.assert_allclose(np.diff(late.times), np.diff(times))
-    assert late.positions is plan.positions
+    assert unhurried(plan, told, limit, 0.05) is plan  # nothing unusual
     far = Plan(times, plan.positions + np.array([0.0, 0.2]), plan.velocities)
-    assert unhurried(far, told, 0.02, limit, 0.05).times[0] == pytest.approx(0.6)  # however fresh the joints are
-    assert unhurried(plan, plan.positions[0], 0.3, limit, 0.05).times[0] == 0.05
+    later = unhurried(far, told, limit, 0.05)
+    assert later.times[0] == pytest.approx(0.6)  # a cubic from rest to rest peaks at 1.5 times its mean speed
+    np.testing.assert_allclose(np.diff(later.times), np.diff(times))
+    assert later.positions is far.positions
+
+
+def test_a_robot_that_is_not_heard_is_told_where_to_rest_alone() -> None:
+    """One that hangs is at `told` when it takes this up, one that follows is at `motion`: both keep their limits."""
+    limits = tiny_limits()
+    motion_filter = MotionFilter(limits, 0.005)
+    path = motion_filter.follow(motion_filter.coasting(np.zeros(2), np.array([1.9, -0.4])), np.zeros((0, 2)))
+    plan, motion = motion_filter.plan(path), motion_filter.motion(path)
+    told = motion.position - 0.06 * motion.velocity
+    rest = resting(plan, told, motion, limits)
+    np.testing.assert_array_equal(rest.positions, plan.positions[-1:])
+    assert plan.times[-1] < rest.times[0] < plan.times[-1] + 0.1
+    end, span = Reference(plan.positions[-1], np.zeros(2)), float(rest.times[0])
+    for start, speed, most in ((told, np.zeros(2), 1.1), (motion.position, motion.velocity, 1.0)):
+        way = [interpolate(Reference(start, speed), end, span, span * k / 200) for k in range(201)]
+        assert max((np.abs(at.velocity) / limits.velocity).max() for at in way) <= most + 1e-9
+        past = np.array([at.position - end.position for at in way]) * np.sign(motion.velocity)
+        assert past[:, 0].max() <= 1e-9
+        assert past[:, 1].max() <= 0.01  # the slow joint, which could stop sooner
+    # A joint that could not keep its box that way gets the brake as it is.
+    near = dataclasses.replace(limits, low=np.array([-1.9, plan.positions[-1, 1] - 1e-3]))
+    assert resting(plan, told, motion, near) is plan
+
+
+def test_a_trajectory_bears_its_time_only_where_the_robot_reads_our_clock() -> None:
+    clock, ms = RobotClock(), 1_000_000
+    assert not clock.agrees
+    for k in range(20):
+        clock.hear(k * 5 * ms, k * 5 * ms + (1 + k % 7) * ms)
+    assert clock.agrees
+    clock.hear(0, 40 * ms)  # one that is late tells nothing
+    assert not clock.agrees
+    clock.hear(200 * ms, 201 * ms)
+    assert clock.agrees
+    clock.hear(300 * ms, 200 * ms)  # the robot's clock was set forward
+    assert not clock.agrees
+    clock.forget()
+    for k in range(30):  # another clock, 20 ms behind
+        clock.hear(k * 5 * ms, k * 5 * ms + 21 * ms)
+    assert not clock.agrees
 
 
 def test_trajectories_that_arrive_late_do_not_make_the_controller_hurry() -> None:

@@ -25,13 +25,9 @@ from lateness_rig import (
 
 FORWARD = {"adapter": "forward_position", "topics": {**PROFILE["topics"], "command": "/forward/commands"}}  # type: ignore[dict-item]
 
-# What a trajectory that starts on arrival should not do, and does. A correction by the measured lag (729356a) kept
-# these on the memory bus, but over DDS beside a busy process it sent joints past their limits by more than it saved.
-LATE = pytest.mark.xfail(strict=True, reason="jtc: the lateness of commands is made up for")
-
 
 @pytest.mark.parametrize("fault", ["freeze_state", "nan", "drop"])
-@pytest.mark.parametrize("adapter", [pytest.param("jtc", marks=LATE), "forward_position"])
+@pytest.mark.parametrize("adapter", ["jtc", "forward_position"])
 def test_an_arm_whose_joints_are_not_heard_is_at_rest_in_time(tmp_path: Path, fault: str, adapter: str) -> None:
     rig = LateRig(tmp_path, **(FORWARD if adapter != "jtc" else {}))
     rig.moving()
@@ -80,12 +76,14 @@ def test_a_safety_process_that_was_not_scheduled_does_not_make_the_arm_hurry(tmp
     assert asked_acceleration(record).max() < 1.1
 
 
-@LATE
-@pytest.mark.parametrize(("seconds", "most"), [(0.02, 1.3), (0.05, 1.2), (0.1, 1.2)])
+@pytest.mark.parametrize(("seconds", "most"), [(0.02, 1.3), (0.05, 1.2), (0.1, 1.5)])
 def test_commands_that_are_late_no_more_are_not_made_up_for_in_a_hurry(
     tmp_path: Path, seconds: float, most: float
 ) -> None:
-    """Without feedback the next trajectory would ask for (SOONEST + lateness) / SOONEST of the speed: 3 at 0.1 s."""
+    """Starting on arrival, the next trajectory would ask for (SOONEST + lateness) / SOONEST of the speed: 3 at 0.1 s.
+
+    Stamped ones make up for what the arm braked since the commands were due: up to 0.05 s nothing.
+    """
     rig = LateRig(tmp_path)
     rig.moving()
     rig.late_commands(seconds)
@@ -97,7 +95,6 @@ def test_commands_that_are_late_no_more_are_not_made_up_for_in_a_hurry(
     assert measured_speed(record).max() < 1.2
 
 
-@LATE
 def test_commands_that_take_now_more_now_less_ask_for_little_more_than_the_limit(tmp_path: Path) -> None:
     rig = LateRig(tmp_path)
     rig.moving()
