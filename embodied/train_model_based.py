@@ -7,8 +7,8 @@ from typing import Any
 from tyro.conf import Positional
 
 from embodied.config import Setting, torch_device
-from embodied.contracts.errors import InputError
 from embodied.progress import Progress
+from embodied.rollout_model import reads, rollout_model
 from embodied.train import TrainReward, run_training
 from embodied.train import touches as touches_reward
 from embodied.verbs import Touches
@@ -20,8 +20,8 @@ class TrainModelBased:
 
     Attributes:
         store: EpisodeStore to learn from, where rollouts begin.
-        reward: label set, or `source`; the one that the dynamics learned.
-        dynamics: bundle of 'embodied train dynamics'.
+        reward: label set, or `source`; the one that the dynamics learned, unless --reward-model is given.
+        dynamics: bundle of 'embodied train dynamics'; env:Hopper-v5: the simulator itself, set from observations.
         out: folder to write: seed_000/ ... (bundles), metrics.jsonl, a checkpoint.
         keys: observation keys of the policy; by default those of the dynamics.
         seeds: how many policies.
@@ -30,6 +30,7 @@ class TrainModelBased:
         preset: short (default, ours, for a CPU), or a D4RL dataset: hopper-medium, walker2d-medium-expert, ...
         settings: changes to the preset, for example rollout_length 3 rollouts 5000.
         device: cpu or cuda.
+        reward_model: of 'embodied label prefer --model': pays imagined steps, as it paid the label set's.
     """
 
     store: Positional[Path]
@@ -43,6 +44,7 @@ class TrainModelBased:
     preset: str | None = None
     settings: dict[str, Setting] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
+    reward_model: Path | None = None
 
     @property
     def encoder(self) -> None:
@@ -53,7 +55,7 @@ def touches(config: TrainReward | TrainModelBased) -> Touches:
     if isinstance(config, TrainReward):
         return touches_reward(config)
     labels = [] if config.reward == "source" else [config.store / "labels" / config.reward]
-    return Touches((config.store, config.dynamics, *labels), (config.out,), resumable=True)
+    return Touches((config.store, *reads(config.dynamics, config.reward_model), *labels), (config.out,), resumable=True)
 
 
 def train_edac(config: TrainReward, progress: Progress) -> dict[str, Any]:
@@ -70,13 +72,15 @@ def train_mopo(config: TrainModelBased, progress: Progress) -> dict[str, Any]:
 
 def train_on_model(learner: str, config: Any, progress: Progress) -> dict[str, Any]:
     """Train by a learner that needs dynamics; `config` of a verb with the fields of `TrainModelBased`."""
-    from embodied.policies.dynamics_bundle import load_dynamics
+    from embodied.datasets.store import EpisodeStore
 
-    model = load_dynamics(config.dynamics, torch_device(config.device))
-    if model.facts["reward"] != config.reward:
-        raise InputError(
-            f"--reward {config.reward}: {config.dynamics} learned the reward '{model.facts['reward']}'.\n"
-            "Recorded and imagined steps must be paid alike: name that one, or train dynamics on this one."
-        )
-    keys = config.keys or tuple(model.facts["contract"].observations)
+    model, keys = rollout_model(
+        EpisodeStore(config.store),
+        config.dynamics,
+        config.reward,
+        getattr(config, "reward_model", None),
+        config.keys,
+        torch_device(config.device),
+        progress,
+    )
     return run_training(learner, dataclasses.replace(config, keys=keys), config.reward, progress, model)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from embodied.contracts.batch import Batch
 from embodied.contracts.errors import ConfigError, InputError
+from embodied.contracts.provenance import hash_json
 from embodied.datasets.draws import Stream, philox
 from embodied.policies.dynamics import DISAGREEMENTS
 
@@ -30,6 +31,35 @@ class Model(Protocol):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """(n, D) in the dataset's units, (n, A) -> next (n, D), reward (n,), ended (n,) bool, uncertainty or None."""
         ...
+
+
+class WithReward:
+    """A model whose steps are paid by a function of the state that they lead to, instead of by its own reward.
+
+    A label pays a step by the score of its next frame, and so does this.
+
+    Args:
+        model: see `Model`.
+        reward: next observations (n, D), in the dataset's units and the model's order of keys -> (n,) float32.
+        fingerprint: of the function; a run is not resumed with another.
+    """
+
+    def __init__(self, model: Any, reward: Callable[[np.ndarray], np.ndarray], fingerprint: str) -> None:
+        self._model, self._reward = model, reward
+        self.facts = getattr(model, "facts", {})
+        self.fingerprint = hash_json([getattr(model, "fingerprint", ""), fingerprint])
+
+    def step(
+        self, observations: Tensor, actions: Tensor, rng: np.random.Generator, penalty: str | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """As the model's, see `Model.step`. A state that is not finite is paid NaN."""
+        following, _, ended, doubt = self._model.step(observations, actions, rng, penalty)
+        known = torch.isfinite(following).all(-1)
+        paid = self._reward(torch.where(known.unsqueeze(-1), following, 0.0).cpu().numpy())
+        if paid.shape != (len(following),):
+            raise InputError(f"The reward function gave {paid.shape} for {len(following)} states.")
+        reward = torch.as_tensor(paid, dtype=following.dtype, device=following.device)
+        return following, torch.where(known, reward, torch.nan), ended, doubt
 
 
 class Rollouts:

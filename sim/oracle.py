@@ -199,7 +199,7 @@ class Oracle:
         nq, nv, count = model.nq, model.nv, len(control)
         initial = np.zeros((count, size))  # time, qpos, qvel; these tasks have no activations
         initial[:, 1 : 1 + nq], initial[:, 1 + nq : 1 + nq + nv] = states.qpos, states.qvel
-        usable: np.ndarray = np.isfinite(np.concatenate([initial, control], 1)).all(1)
+        usable = np.asarray(np.isfinite(np.concatenate([initial, control], 1)).all(1))
         initial[~usable] = 0.0
         control = np.where(usable[:, None], control, 0.0)
         pool, datas = self._workers()
@@ -239,7 +239,8 @@ def reproduces(
     """Recorded transitions (N, ...) against the oracle's: is this the environment, in its own units and order?
 
     Returns:
-        `observation`, `reward`: median and largest |difference|; `ends`: rows whose end differs; `clipped`: share of
+        `observation`, `reward`: median and largest |difference|; `relative`: median of the observation's, each number in
+        units of its spread; `ends`: rows whose end differs; `clipped`: share of
         the rows with a velocity at the bound, whose state is not known and which are left out of the figures.
     """
     clip = oracle.task.clip
@@ -252,4 +253,8 @@ def reproduces(
     for name, error in (("observation", off), ("reward", np.abs(paid - rewards[known]))):
         error = np.nan_to_num(np.asarray(error), nan=np.inf)
         found[name] = {"median": float(np.median(error)), "largest": float(error.max())} if known.any() else None
+    if known.any():
+        spread = np.maximum(observations[known].std(0, dtype=float), 1e-9)
+        relative = (np.abs(following - next_observations[known]) / spread).max(1)
+        found["relative"] = float(np.median(np.nan_to_num(relative, nan=np.inf)))
     return found | {"ends": int((over != ended[known]).sum())}
