@@ -43,7 +43,7 @@ STAY, DOWN, UP, RIGHT, LEFT = range(5)
 REWARD = np.exp(-np.linalg.norm(CELLS - CELLS[GOAL], axis=1))  # of being led into a cell
 SIZE, JITTER = 0.8, 0.05  # of an action's larger number, and the spread of both
 SETTINGS: dict[str, Any] = {"hidden_sizes": (64, 64), "batch_size": 128}
-STEPS, BC_STEPS = 3000, 1500
+STEPS, BC_STEPS = 2000, 1000
 
 
 def _next_cells() -> np.ndarray:

@@ -15,6 +15,7 @@ from embodied.policies.loop import Adam, load_module, module_tensors
 from embodied.policies.networks import StackedMLP, generators
 
 LOG_STD_RANGE = (-4.0, 1.0)  # actions cut at the limits would drive a free deviation to 0
+LOG_STD_START = -1.0
 
 
 class MixtureActor(nn.Module):
@@ -37,6 +38,10 @@ class MixtureActor(nn.Module):
         self.size, self.components = action_size, components
         out = components * (1 + 2 * action_size)
         self.mlp = StackedMLP(seeds, (observation_size, *hidden_sizes, out), final_gain=1.0)
+        with torch.no_grad():  # means that begin alike where the features vanish, or broad, would stay alike
+            for bias, generator in zip(self.mlp.layers[-1].bias, seeds, strict=True):
+                bias[:, components : components * (1 + action_size)].uniform_(-1.0, 1.0, generator=generator)
+                bias[:, components * (1 + action_size) :] = LOG_STD_START
         self.noise_size = action_size + 1  # of a draw: which component, and where in it
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
