@@ -32,6 +32,7 @@ _FROM_REST = 1.5  # peak over mean of the speed of a cubic from rest to rest
 _HURRY = 1.1  # times the velocity limit: no more is asked of a robot that wakes
 _WAY = np.linspace(0.0, 1.0, 21)[:, None]  # shares of the time of a cubic
 _PAST = 0.01  # which may shoot past its end by so much [rad, m]
+_NEVER = (np.inf, np.inf)
 _STEP = 0.002  # between points where the robot stands still [s]
 HORIZON = 0.15  # a trajectory lasts at least this long, so that one lost message does not end it [s]
 
@@ -100,7 +101,7 @@ class JtcAdapter(TopicAdapter):
         super().__init__(profile, transport)
         self._writer = TrajectoryWriter(self.names)
         self._usual = profile.safety.joint_timeout / 2
-        self._resting = (np.inf, np.inf)  # when a robot that was not heard was told to rest, and when it will [s]
+        self._resting = _NEVER  # when a robot that is not heard was told to rest, and when it will [s]
         limits, between = self.limits, (2 * profile.safety.command_every + 1) / profile.safety.rate_hz
         braking = limits.velocity / limits.acceleration + limits.acceleration / limits.jerk
         self.brake_time = max(HORIZON, between + float(braking.max()))
@@ -113,13 +114,14 @@ class JtcAdapter(TopicAdapter):
             stamp = 0
         elif tick.silence <= self._usual:
             later = unhurried(plan, tick.heard_at, self.limits.velocity, self._usual)
-            plan, stamp = later, stamp if later is plan else 0
+            plan, stamp, self._resting = later, stamp if later is plan else 0, _NEVER
         else:
-            began, ends = self._resting
-            if began <= now < ends:  # told already; once more would only take longer
-                return False
             plan, stamp = shaped(resting(tick.plan, tick.heard_at, tick.motion, self.limits)), 0
-            self._resting = now, now + float(plan.times[-1])
+            began, ends = self._resting
+            if began <= now < ends:  # it brakes: to be told anew would only take it longer
+                return False
+            if now < began:
+                self._resting = now, now + float(plan.times[-1])
         positions, velocities = plan.positions[:, :count], plan.velocities[:, :count]
         rising = (np.diff(np.round(plan.times * 1e9)) > 0).all()
         if not (rising and np.isfinite(positions).all() and np.isfinite(velocities).all()):
