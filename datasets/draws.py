@@ -20,6 +20,7 @@ class Stream(enum.IntEnum):
     FLOW_NOISE = 11
     FLOW_TIME = 12
     FLOW_ACTING = 13
+    DROPOUT = 14
     DYNAMICS = 21
     ROLLOUTS = 22
     ROLLOUT_ROWS = 23

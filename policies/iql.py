@@ -8,7 +8,9 @@ import copy
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Annotated
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -16,7 +18,8 @@ from embodied.contracts.batch import Batch
 from embodied.policies.bundle import unstack
 from embodied.policies.configure import Count, Nonnegative, Positive, Share
 from embodied.policies.critics import make_critic, start_at, value_head
-from embodied.policies.loop import Adam, load_module, module_tensors, update_target
+from embodied.policies.descent import Descent, Follower
+from embodied.policies.loop import Adam, load_module, module_tensors
 from embodied.policies.losses import (
     advantage_weight,
     expectile_weight,
@@ -24,7 +27,10 @@ from embodied.policies.losses import (
     gaussian_log_prob_gradient,
     td_target,
 )
-from embodied.policies.networks import Actor, Value, clip_actions, generators
+from embodied.policies.networks import LOG_STD_RANGE, Actor, Value, clip_actions, generators
+from embodied.policies.noise import Dropout
+
+LessThanOne = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +41,7 @@ class IQLConfig:
         It multiplies advantages in units of the normalised reward: change that, and this means something else.
     max_weight: bound of that weight.
     learning_rate: of the three Adams; the actor's falls to 0 along a cosine when `cosine_actor`.
+    actor_dropout: share of the actor's hidden outputs that are zero in an update; none is when it acts.
     hidden_sizes: of actor, value and critic.
     batch_size: B, per seed.
     observation_normalization, reward_normalization: see `policy_inputs`, `normalize_rewards`; `reward_quantiles`
@@ -50,6 +57,7 @@ class IQLConfig:
     max_weight: Positive = 100.0
     learning_rate: Positive = 3e-4
     cosine_actor: bool = True
+    actor_dropout: LessThanOne = 0.0
     hidden_sizes: tuple[Count, ...] = (256, 256)
     batch_size: Count = 256
     observation_normalization: str = "standard"
@@ -63,14 +71,13 @@ class IQLConfig:
 
 _OWN_UNITS = IQLConfig(observation_normalization="none")
 PRESETS: dict[str, IQLConfig] = {
-    # Authors' configs/mujoco_config.py, antmaze_config.py, kitchen_config.py, rewards as in train_offline.py. The last
-    # has a dropout of 0.1 in the actor, which is not built here.
+    # Authors' configs/mujoco_config.py, antmaze_config.py, kitchen_config.py, rewards as in train_offline.py.
     "locomotion": dataclasses.replace(_OWN_UNITS, reward_normalization="return_range"),
     "antmaze": dataclasses.replace(
         _OWN_UNITS, expectile=0.9, inverse_temperature=10.0, reward_normalization="minus_one"
     ),
-    "kitchen": dataclasses.replace(_OWN_UNITS, inverse_temperature=0.5),
-    "adroit": dataclasses.replace(_OWN_UNITS, inverse_temperature=0.5),
+    "kitchen": dataclasses.replace(_OWN_UNITS, inverse_temperature=0.5, actor_dropout=0.1),
+    "adroit": dataclasses.replace(_OWN_UNITS, inverse_temperature=0.5, actor_dropout=0.1),
     "maze2d": IQLConfig(),  # CORL's configs/offline/iql/maze2d: states normalised
     # Ours.
     "learned-reward": IQLConfig(discount=0.98, expectile=0.8, inverse_temperature=5.0, reward_normalization="quantile"),
@@ -104,6 +111,12 @@ class IQL:
         self.actor_optimizer = Adam(self.actor, config.learning_rate)
         self.critic_optimizer = Adam(self.critic, config.learning_rate)
         self.value_optimizer = Adam(self.value, config.learning_rate)
+        members = self.critic.members
+        self._actor = Descent(self.actor, self.actor.mlp, self.actor_optimizer)
+        self._critic = Descent(self.critic, self.critic.mlp, self.critic_optimizer, members)
+        self._value = Descent(self.value, self.value.mlp, self.value_optimizer)
+        self._target = Follower(self.target_critic, self.target_critic.mlp, self.critic, self._critic)
+        self._dropout = Dropout(seeds, config.actor_dropout, config.batch_size, sizes, device)
 
     def value_loss(self, q: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """(S,) mean expectile loss of q - V(s), and its gradient by V (S, B). `q` (S, B): min of the target critics."""
@@ -139,47 +152,47 @@ class IQL:
         2. actor: reads the target critic (of the last step) and the value *after* 1.
         3. critic: reads the value after 1; there is no target value.
         4. target critic: towards the critic after 3.
-
-        The gradients of the losses by what the networks put out are written down beside them: to record these few
-        operations for autograd cost a tenth of the step.
         """
         observations, actions = batch["observations"], clip_actions(batch["actions"])
         with torch.no_grad():
-            q = self.target_critic(observations, actions).amin(1)  # (S, B)
-        value = self.value(observations)
-        with torch.no_grad():
-            value_loss, by_value = self.value_loss(q, value)
-        self.value_optimizer.descend_from([value], [by_value])
-        with torch.no_grad():
-            advantage = q - self.value(observations)
-            next_value = self.value(batch["next_observations"])
+            return self._update(batch, observations, actions, torch.cat([observations, actions], -1))
 
-        mean, log_std = self.actor(observations)
-        with torch.no_grad():
-            actor_loss, by_mean, by_log_std, log_prob, weight = self.actor_loss(actions, mean, log_std, advantage)
+    def _update(self, batch: Batch, observations: Tensor, actions: Tensor, pairs: Tensor) -> dict[str, Tensor]:
+        q = self.critic.decode(self._by_critic(self._target.values(pairs))).amin(1)  # (S, B)
+        value = self._value.forward(observations).squeeze(-1)
+        value_loss, by_value = self.value_loss(q, value)
+        self._value.step(by_value.unsqueeze(-1))
+        both = self._value.values(torch.cat([observations, batch["next_observations"]], 1)).squeeze(-1)
+        new_value, next_value = both.chunk(2, 1)
+        advantage = q - new_value
+
+        mean = torch.tanh(self._actor.forward(observations, self._dropout(self.step)))
+        log_std = self.actor.log_std.clamp(*LOG_STD_RANGE)
+        actor_loss, by_mean, by_log_std, log_prob, weight = self.actor_loss(actions, mean, log_std, advantage)
         if self.config.cosine_actor:
             fraction = min(self.step / self.steps, 1.0)
             self.actor_optimizer.learning_rate = self.config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * fraction))
-        self.actor_optimizer.descend_from([mean, log_std], [by_mean, by_log_std])
+        by_log_std = by_log_std * (log_std == self.actor.log_std)  # none where it was clamped
+        self._actor.step(by_mean * (1.0 - mean.square()), {"log_std": by_log_std})
 
-        outputs = self.critic.outputs(observations, actions)  # (S, E, B, 1 or bins)
-        with torch.no_grad():
-            y = td_target(batch["rewards"], batch["masks"], next_value, self.config.discount)  # (S, B)
-            critic_loss, by_outputs = self.critic_loss(outputs, y)
-            report = self.critic.report(y)
-        self.critic_optimizer.descend_from([outputs], [by_outputs])
-        update_target(self.target_critic, self.critic, self.config.target_update_rate)
+        outputs = self._by_critic(self._critic.forward(pairs))
+        y = td_target(batch["rewards"], batch["masks"], next_value, self.config.discount)  # (S, B)
+        critic_loss, by_outputs = self.critic_loss(outputs, y)
+        self._critic.step(by_outputs.flatten(0, 1))
+        self._target.follow(self.config.target_update_rate)
         self.step += 1
+        means = torch.stack([value, advantage, weight, log_prob]).mean(-1)  # one operation, not four
         return {
             "value_loss": value_loss,
             "actor_loss": actor_loss,
             "critic_loss": critic_loss,
-            "value": value.detach().mean(-1),
-            "advantage": advantage.mean(-1),
-            "weight": weight.mean(-1),
-            "log_prob": log_prob.mean(-1),
-            **report,
+            **dict(zip(("value", "advantage", "weight", "log_prob"), means.unbind(0), strict=True)),
+            **self.critic.report(y),
         }
+
+    def _by_critic(self, outputs: Tensor) -> Tensor:
+        """(S * E, B, ...) -> (S, E, B, ...)."""
+        return outputs.unflatten(0, (-1, self.critic.members))
 
     @torch.no_grad()
     def q_values(self, observations: Tensor, actions: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ packages.
 import ctypes
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -162,26 +162,37 @@ class Adam:
         self.learning_rate = learning_rate
         self.epsilon = epsilon
         self._names = [name for name, _ in module.named_parameters()]
-        self._parameters = [p for _, p in module.named_parameters()]
-        self._moments = {kind: [torch.zeros_like(p) for p in self._parameters] for kind in ("mean", "square")}
-        self._steps = torch.zeros((), device=self._parameters[0].device)
+        self.parameters = [p for _, p in module.named_parameters()]
+        self._moments = {kind: [torch.zeros_like(p) for p in self.parameters] for kind in ("mean", "square")}
+        self._steps = torch.zeros((), device=self.parameters[0].device)
 
     def descend(self, loss: Tensor) -> None:
         """Gradient of a scalar loss, then one step."""
-        self.step(list(torch.autograd.grad(loss, self._parameters)))
-
-    def descend_from(self, outputs: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """One step, from the gradients of a loss by what the network put out."""
-        self.step(list(torch.autograd.grad(outputs, self._parameters, gradients)))
+        self.step(list(torch.autograd.grad(loss, self.parameters)))
 
     @torch.no_grad()
     def step(self, gradients: list[Tensor]) -> None:
+        self.step_of(self.parameters, gradients, *self.moments)
+
+    @property
+    def moments(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Means and mean squares of the gradients, in the order of the parameters."""
+        return self._moments["mean"], self._moments["square"]
+
+    def step_of(
+        self,
+        parameters: list[Any],
+        gradients: list[Any],
+        means: list[Any],
+        squares: list[Any],
+    ) -> None:
+        """The same for tensors that hold parameters and moments in another form."""
         self._steps += 1
-        torch.ops.aten._fused_adam_(
-            self._parameters,
+        torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
+            parameters,
             gradients,
-            self._moments["mean"],
-            self._moments["square"],
+            means,
+            squares,
             [],
             [self._steps] * len(gradients),
             lr=self.learning_rate,

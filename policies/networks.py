@@ -92,16 +92,20 @@ class StackedMLP(nn.Module):
             StackedLayerNorm(len(seeds) * members, size) for size in sizes[1 : 1 + self.num_active] if layer_norm
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.norms:
-            return relu_network.apply(x, self._parameters_in_order(), self.num_active)
+    def forward(self, x: Tensor, dropout: Sequence[Tensor] = ()) -> Tensor:
+        """`dropout`: what the outputs of the layers with a ReLU are multiplied by, (S, B, size) each; see `Dropout`."""
+        if not self.norms and not dropout:
+            return relu_network.apply(x, self.parameters_in_order(), self.num_active)
         for n, layer in enumerate(self.layers):
             x = layer(x)
             if n < self.num_active:
-                x = self.norms[n](F.relu(x))
+                x = F.relu(x)
+                x = self.norms[n](x) if self.norms else x
+                x = x * dropout[n] if dropout else x
         return x
 
-    def _parameters_in_order(self) -> list[Tensor]:
+    def parameters_in_order(self) -> list[Tensor]:
+        """Weight and bias of each layer in turn."""
         return [parameter for layer in self.layers for parameter in (layer.weight, layer.bias)]
 
 

@@ -39,3 +39,20 @@ class Noise:
         if self._uniform:
             return 2.0 * draws.random(size, dtype=np.float32) - 1.0
         return draws.standard_normal(size, dtype=np.float32)
+
+
+class Dropout:
+    """step -> for each hidden layer what its outputs are multiplied by, (S, B, size): 0 with probability `rate`, else
+    1 / (1 - rate). An empty list where nothing is dropped."""
+
+    def __init__(
+        self, seeds: Sequence[int], rate: float, batch_size: int, sizes: Sequence[int], device: str = "cpu"
+    ) -> None:
+        self._rate, self._sizes = rate, list(sizes)
+        self._noise = Noise(seeds, (batch_size, sum(sizes)), Stream.DROPOUT, device, uniform=True)
+
+    def __call__(self, step: int) -> list[Tensor]:
+        if self._rate == 0:
+            return []
+        kept = self._noise(step) >= 2.0 * self._rate - 1.0
+        return list((kept / (1.0 - self._rate)).split(self._sizes, -1))

@@ -4,8 +4,11 @@ The same numbers as autograd's within rounding, sooner (benchmarks/iql_speed.py)
 256 are a quarter of a megabyte, and fresh memory for every intermediate result means page faults and cache misses. And
 since every network is computed alone, a stack of k networks gives bit for bit what k single ones give.
 
-Products may be in bfloat16 (`set_precision`): weights, the last layer and everything outside stay float32, activations
-and gradients between hidden layers are rounded to 8 bits of mantissa.
+`apply` is one autograd function; `Networks` goes without autograd (`descent.py`).
+
+Products may be in bfloat16 (`set_precision`): both factors of hidden layers with `WIDE` inputs or more, forwards and
+backwards, are rounded to 8 bits of mantissa, and so are their products. Weights, narrow first layers, the last layer,
+biases and everything outside stay float32.
 """
 
 import dataclasses
@@ -21,7 +24,9 @@ from embodied.contracts.errors import ConfigError, suggest
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # of /proc/cpuinfo: processors that multiply bfloat16 themselves
-_hidden = torch.float32
+WIDE = 64  # inputs from which rounding a layer's factors costs less than it gains
+NARROW = 16  # columns below which MKL's product with a row-major matrix takes five times as long (Zen 4)
+_products = torch.float32
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
@@ -31,14 +36,14 @@ def set_precision(name: str, device: str = "cpu") -> None:
     Raises:
         ConfigError: another name, a GPU, or a CPU on which bfloat16 is emulated and therefore slower.
     """
-    global _hidden
+    global _products
     if name not in PRECISIONS:
         raise ConfigError(f"--precision: there is no '{name}'.{suggest(name, PRECISIONS)}")
     if name == "bf16" and torch.device(device).type != "cpu":
         raise ConfigError("--precision bf16 is for training on a CPU. Leave it out on a GPU.")
     if name == "bf16" and not BF16_FLAGS & set(Path("/proc/cpuinfo").read_text().split()):
         raise ConfigError("--precision bf16: this CPU does not compute in bfloat16. Leave it out.")
-    _hidden = PRECISIONS[name]
+    _products = PRECISIONS[name]
 
 
 def apply(x: Tensor, parameters: Sequence[Tensor], num_active: int) -> Tensor:
@@ -54,7 +59,7 @@ def apply(x: Tensor, parameters: Sequence[Tensor], num_active: int) -> Tensor:
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         return _Network.apply(num_active, x, *parameters)  # type: ignore[return-value]
     buffers = _borrow(x, parameters)
-    out = _forward(x, parameters, num_active, buffers)
+    out = _forward(x.unbind(0), _networks(parameters), num_active, buffers)
     buffers.give_back()
     return out
 
@@ -67,18 +72,63 @@ def plain(x: Tensor, parameters: Sequence[Tensor], num_active: int) -> Tensor:
     return x
 
 
+class Networks:
+    """The same without autograd, for parameters that stay where they are in memory.
+
+    Args:
+        parameters, num_active: as `apply` takes them, of S * E networks.
+        gradients: tensors of the same shapes, which `backward` overwrites.
+        members: E; network s * E + e is given entry s of the input.
+    """
+
+    def __init__(
+        self, parameters: Sequence[Tensor], num_active: int, gradients: Sequence[Tensor] = (), members: int = 1
+    ) -> None:
+        self._parameters = [p.detach() for p in parameters]  # no operation on them is recorded for autograd
+        self._networks, self._gradients = _networks(self._parameters), _networks(gradients)
+        self._num_active, self._members = num_active, members
+        self._kept: tuple[_Buffers, list[Tensor], Tensor] | None = None
+
+    def forward(self, x: Tensor, keep: bool = False) -> Tensor:
+        """(S, B, in) -> (S * E, B, out). `keep`: what `backward` needs, until then or the next such pass."""
+        inputs = [given for given in x.detach().unbind(0) for _ in range(self._members)]
+        if keep and self._kept:
+            self._kept[0].give_back()
+        buffers = _borrow(x, self._parameters, len(inputs) if keep else 1)
+        out = _forward(inputs, self._networks, self._num_active, buffers)
+        if keep:
+            self._kept = buffers, inputs, out
+        else:
+            buffers.give_back()
+        return out
+
+    def backward(self, gradient: Tensor) -> None:
+        """Fill the gradients from that of the output of the last pass kept, (S * E, B, out)."""
+        assert self._kept is not None
+        (buffers, inputs, out), self._kept = self._kept, None
+        for i, x in enumerate(inputs):
+            _backward(buffers, i, x, self._networks[i], self._num_active, out[i], gradient[i], self._gradients[i], None)
+        buffers.give_back()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Buffers:
-    """Of one forward and backward pass.
+    """Of one forward and backward pass, layer by layer.
 
     Attributes:
-        hidden: output of each layer but the last, S times (B, size): once where only the forward pass is wanted.
-        scratch: gradient of each of these, (B, size).
+        hidden: output of each layer but the last, (B, size), of every network kept.
+        rounded: input of each layer but the last in bfloat16 and its weight, of every network kept; None where the
+            layer's products are not in bfloat16.
+        gradient: of each hidden output, (B, size).
+        product, weight: bfloat16 results on their way, (B, size) and (in, size) of each layer.
     """
 
     key: Any
     hidden: list[tuple[Tensor, ...]]
-    scratch: list[Tensor]
+    rounded: list[tuple[tuple[Tensor, Tensor] | None, ...]]
+    gradient: list[Tensor]
+    product: list[Tensor]
+    weight: list[Tensor]
 
     def give_back(self) -> None:
         _free[self.key].append(self)
@@ -87,35 +137,55 @@ class _Buffers:
 _free: dict[Any, list[_Buffers]] = defaultdict(list)
 
 
-def _borrow(x: Tensor, parameters: Sequence[Tensor], stack: int = 1) -> _Buffers:
+def _borrow(x: Tensor, parameters: Sequence[Tensor], kept: int = 1) -> _Buffers:
     """Buffers nobody uses. A pass that is still waited for keeps its own, so any number may be under way."""
-    kind = _hidden if x.dtype == torch.float32 else x.dtype
-    sizes = tuple(weight.shape[2] for weight in parameters[:-2:2])
-    key = (stack, x.shape[1], sizes, x.dtype, kind)
+    low = _products != torch.float32 and x.dtype == torch.float32
+    shapes = tuple((weight.shape[1], weight.shape[2]) for weight in parameters[:-2:2])
+    key = (kept, x.shape[1], shapes, x.dtype, low)
     if _free[key]:
         return _free[key].pop()
-    hidden = [x.new_empty(stack, x.shape[1], size, dtype=kind).unbind(0) for size in sizes]
-    return _Buffers(key, hidden, [x.new_empty(x.shape[1], size, dtype=kind) for size in sizes])
+    rows = x.shape[1]
+
+    def half(size: int, width: int) -> Tensor:
+        return x.new_empty(size, width, dtype=torch.bfloat16)
+
+    def pairs() -> tuple[tuple[Tensor, Tensor] | None, ...]:
+        return tuple((half(rows, i), half(i, o)) if low and i >= WIDE else None for i, o in shapes)
+
+    return _Buffers(
+        key,
+        [tuple(x.new_empty(rows, o) for _, o in shapes) for _ in range(kept)],
+        [pairs() for _ in range(kept)],
+        [x.new_empty(rows, o) for _, o in shapes],
+        [half(rows, o) for _, o in shapes if low],
+        [half(i, o) for i, o in shapes if low],
+    )
 
 
-@torch.no_grad()
-def _forward(x: Tensor, parameters: Sequence[Tensor], num_active: int, buffers: _Buffers) -> Tensor:
-    last = len(parameters) // 2 - 1
-    out = x.new_empty(x.shape[0], x.shape[1], parameters[-1].shape[2])
-    kind, inputs, outputs = buffers.key[-1], x.unbind(0), out.unbind(0)
-    for i, network in enumerate(_networks(parameters)):
-        h = _as(inputs[i], kind) if last else inputs[i]
+def _forward(
+    inputs: Sequence[Tensor], networks: Sequence[tuple[Tensor, ...]], num_active: int, buffers: _Buffers
+) -> Tensor:
+    """(B, in) of each network -> (S, B, out). Buffers of one network only serve all of them, and keep the last."""
+    last, first = len(networks[0]) // 2 - 1, inputs[0]
+    out = first.new_empty(len(inputs), first.shape[0], networks[0][-1].shape[1])
+    for i, (x, network) in enumerate(zip(inputs, networks, strict=True)):
+        place = i % len(buffers.hidden)
+        hidden, rounded = buffers.hidden[place], buffers.rounded[place]
         for n in range(last):
-            into = buffers.hidden[n][i if buffers.key[0] > 1 else 0]
-            torch.addmm(_as(network[2 * n + 1], kind), h, _as(network[2 * n], kind), out=into)
-            h = into.relu_() if n < num_active else into
-        torch.addmm(network[-1], _as(h, x.dtype), network[-2], out=outputs[i])
+            weight, into = network[2 * n], hidden[n]
+            if (pair := rounded[n]) is None:
+                torch.mm(x, weight, out=into)
+            else:
+                into.copy_(torch.mm(pair[0].copy_(x), pair[1].copy_(weight), out=buffers.product[n]))
+            into.add_(network[2 * n + 1])  # sooner than addmm, which first copies the bias into every row
+            x = into.relu_() if n < num_active else into
+        torch.addmm(network[-1], x, _columns(network[-2]), out=out[i])
     return out.relu_() if last < num_active else out
 
 
-def _as(tensor: Tensor, kind: torch.dtype) -> Tensor:
-    """`tensor.to(kind)`, which takes its time to find out that there is nothing to do."""
-    return tensor if tensor.dtype == kind else tensor.to(kind)
+def _columns(weight: Tensor) -> Tensor:
+    """The same matrix, laid out column by column where it has but a few."""
+    return weight.t().contiguous().t() if 1 < weight.shape[1] < NARROW else weight
 
 
 def _networks(parameters: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
@@ -128,7 +198,7 @@ class _Network(torch.autograd.Function):
     def forward(ctx: Any, num_active: int, x: Tensor, *parameters: Tensor) -> Tensor:
         ctx.num_active = num_active
         ctx.buffers = _borrow(x, parameters, x.shape[0])
-        out = _forward(x, parameters, num_active, ctx.buffers)
+        out = _forward(x.unbind(0), _networks(parameters), num_active, ctx.buffers)
         ctx.save_for_backward(out, x, *parameters)
         return out
 
@@ -143,13 +213,13 @@ class _Network(torch.autograd.Function):
             return (None, *(next(found) if want else None for want in wanted))
         if ctx.buffers is None:
             raise RuntimeError("The backward pass overwrites its activations: retain_graph is not possible here.")
-        found = _backward(ctx.buffers, out, gradients[0], x, parameters, ctx.num_active, wanted[0], any(wanted[1:]))
+        found = _gradients(ctx.buffers, out, gradients[0], x, parameters, ctx.num_active, wanted[0], any(wanted[1:]))
         ctx.buffers.give_back()
         ctx.buffers = None
         return (None, *found)
 
 
-def _backward(
+def _gradients(
     buffers: _Buffers,
     out: Tensor,
     gradient: Tensor,
@@ -159,31 +229,48 @@ def _backward(
     want_x: bool,
     want_parameters: bool,
 ) -> list[Tensor | None]:
-    """Gradients of x and of the parameters from that of the output (S, B, out). Overwrites the activations."""
-    last = len(parameters) // 2 - 1
+    """Gradients of x and of the parameters from that of the output (S, B, out), as new tensors."""
     into_x = torch.empty_like(x) if want_x else None
-    into = [torch.empty_like(p) for p in parameters] if want_parameters else [None] * len(parameters)
-    gradients = _networks([p for p in into if p is not None]) or [()] * x.shape[0]
+    into = [torch.empty_like(p) if want_parameters else None for p in parameters]
+    found = _networks([p for p in into if p is not None]) or [()] * x.shape[0]
     for i, network in enumerate(_networks(parameters)):
-        hidden = [buffer[i] for buffer in buffers.hidden]
-        g = gradient[i] if last >= num_active else _relu_backward(gradient[i], out[i], 0, grad_input=out[i].clone())
-        for n in range(last, -1, -1):
-            if n < min(last, num_active):
-                g = _relu_backward(g, hidden[n], 0, grad_input=hidden[n])
-            given = _as(hidden[n - 1] if n else x[i], g.dtype)
-            if want_parameters:
-                _product(given.t(), g, gradients[i][2 * n])
-                torch.sum(g, 0, keepdim=True, dtype=x.dtype, out=gradients[i][2 * n + 1])
-            if n or into_x is not None:
-                scratch = buffers.scratch[n - 1] if n else into_x[i]  # type: ignore[index]
-                _product(g, _as(network[2 * n], g.dtype).t(), scratch)
-                g = scratch
+        for_x = None if into_x is None else into_x[i]
+        _backward(buffers, i, x[i], network, num_active, out[i], gradient[i], found[i], for_x)
     return [into_x, *into]
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out = a @ b, rounded or widened where `out` has another type."""
-    if a.dtype == out.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(torch.mm(a, b))
+def _backward(
+    buffers: _Buffers,
+    place: int,
+    x: Tensor,
+    network: tuple[Tensor, ...],
+    num_active: int,
+    out: Tensor,
+    gradient: Tensor,
+    into: tuple[Tensor, ...],
+    into_x: Tensor | None,
+) -> None:
+    """One network's gradients of its parameters (none where `into` is empty) and of x (where wanted)."""
+    hidden, rounded, last = buffers.hidden[place], buffers.rounded[place], len(network) // 2 - 1
+    g = gradient if last >= num_active else _relu_backward(gradient, out, 0, grad_input=torch.empty_like(out))
+    for n in range(last, -1, -1):
+        if n < min(last, num_active):
+            g.mul_(hidden[n].sign_())  # the activations are not needed any more
+        pair = rounded[n] if n < last else None
+        low = None if pair is None else buffers.product[n].copy_(g)
+        if into:
+            if pair is not None:
+                into[2 * n].copy_(torch.mm(pair[0].t(), low, out=buffers.weight[n]))  # type: ignore[arg-type]
+            elif 1 < g.shape[1] < NARROW:
+                into[2 * n].copy_(torch.mm(g.t(), hidden[n - 1] if n else x).t())
+            else:
+                torch.mm((hidden[n - 1] if n else x).t(), g, out=into[2 * n])
+            torch.sum(g, 0, keepdim=True, out=into[2 * n + 1])
+        if n or into_x is not None:
+            before = buffers.gradient[n - 1] if n else into_x
+            assert before is not None
+            if pair is not None:
+                before.copy_(torch.mm(low, pair[1].t()))  # type: ignore[arg-type]
+            else:
+                torch.mm(g, network[2 * n].t(), out=before)
+            g = before

@@ -65,8 +65,8 @@ def test_passes_under_way_at_once_do_not_share_buffers() -> None:
 
 def test_weights_that_need_no_gradient_are_not_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    backward = relu_network._backward
-    monkeypatch.setattr(relu_network, "_backward", lambda *a: asked.append(a[-2:]) or backward(*a))
+    backward = relu_network._gradients
+    monkeypatch.setattr(relu_network, "_gradients", lambda *a: asked.append(a[-2:]) or backward(*a))
     parameters, x = network(1, (5, 8, 1)), torch.randn(1, 6, 5, requires_grad=True)
     frozen = [p.detach() for p in parameters]
     (found,) = torch.autograd.grad(relu_network.apply(x, frozen, 1).sum(), [x])
