@@ -68,7 +68,7 @@ def dataset_spec(cameras: Sequence[str], image_size: int) -> DatasetSpec:
     }
     action = ActionSpec((2,), names=("x", "y"), low=(-1.0,) * 2, high=(1.0,) * 2, unit="N", scale=(100.0,) * 2)
     images = {camera: ArraySpec((image_size, image_size, 3), dtype="uint8") for camera in cameras}
-    return DatasetSpec(observations, images, action, CONTROL_DT, NAME, has_reward=True)
+    return DatasetSpec(observations, images, action, CONTROL_DT, NAME)
 
 
 class PointMazeEnv:
