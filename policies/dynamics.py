@@ -21,10 +21,11 @@ from torch.nn import functional as F
 
 from embodied.policies.configure import Count, Nonnegative, Positive, Share, WholeNumber
 from embodied.policies.networks import StackedLinear
+from embodied.policies.silu_network import StackedNetworks
 from embodied.policies.terminations import LEARNED, find_rule
 
 INPUT_CLIP = 10.0
-ROWS_AT_ONCE = 5_000  # rows of a step that pass through the ensemble together: their activations stay in the cache
+ROWS_AT_ONCE = 5_000  # rows of a step that are drawn and judged together: what they need stays in the cache
 RewardModel = Callable[[Tensor, Tensor, Tensor], Tensor]  # observation, action, next observation -> reward (n,)
 
 
@@ -136,6 +137,34 @@ def gaussian_loss(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
     return ((mean - target).square() * torch.exp(-log_variance) + log_variance).mean((-2, -1))
 
 
+def gaussian_loss_gradient(
+    out: Tensor, target: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`gaussian_loss` of one network from its last layer, by hand.
+
+    Args:
+        out: (B, 2 T), means and log variances before `bound_log_variance`.
+        target: (B, T). low, high: (T,).
+
+    Returns:
+        loss, a number; its derivatives in out (B, 2 T), in low and in high (T,).
+    """
+    size = target.shape[1]
+    raw, d_out = out[:, size:], torch.empty_like(out)
+    upper, d_upper = high - F.softplus(high - raw), torch.sigmoid(high - raw)
+    log_variance, d_lower = low + F.softplus(upper - low), torch.sigmoid(upper - low)
+    error, scale = out[:, :size] - target, 1.0 / target.numel()
+    weighted = torch.exp(-log_variance).mul_(error)
+    square = error.mul_(weighted)
+    loss = (square.sum() + log_variance.sum()) * scale
+    torch.mul(weighted, 2.0 * scale, out=d_out[:, :size])
+    d_log_variance = (1.0 - square).mul_(scale)
+    through = d_lower.mul_(d_log_variance)  # what reaches the upper bound and what it bounds
+    torch.mul(through, d_upper, out=d_out[:, size:])
+    d_low, d_high = (d_log_variance - through).sum(0), (through - d_out[:, size:]).sum(0)
+    return loss, d_out, d_low, d_high
+
+
 @dataclasses.dataclass(frozen=True)
 class Scales:
     """Mean and spread of what goes in and comes out, each (D + A,) or (D + 1,) float32.
@@ -201,14 +230,13 @@ class Dynamics:
         self.observation_size = network.targets - 1
         self._rule = None if termination == LEARNED else find_rule(termination, self.observation_size)
         index = torch.tensor(self.elites, device=device)
-        self._elite_layers = [(layer.weight[index], layer.bias[index]) for layer in network.layers]
-        self._all_layers = [(layer.weight, layer.bias) for layer in network.layers]
-        self._memory: dict[tuple[int, ...], Tensor] = {}
+        self._elites = StackedNetworks([(layer.weight[index], layer.bias[index]) for layer in network.layers])
+        self._all = StackedNetworks([(layer.weight, layer.bias) for layer in network.layers])
 
     def predict(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """(n, D), (n, A) -> mean and standard deviation (M, n, D + 1) of next observation and reward, each member's."""
         x = self.scales.inputs(observations, actions).expand(self.network.members, -1, -1)
-        mean, log_variance, _ = self.network.heads(self._forward(x, self._all_layers))
+        mean, log_variance, _ = self.network.heads(self._all.forward(x))
         return self._in_units(mean, observations), torch.exp(0.5 * log_variance) * self.scales.target_std
 
     @torch.no_grad()
@@ -250,9 +278,9 @@ class Dynamics:
         x = self.scales.inputs(s, actions[order]).view(groups, each, -1)
         uncertain = None
         if penalty is None:
-            out = self._forward(x, self._elite_layers)
+            out = self._elites.forward(x)
         else:
-            every = self._forward(x.view(1, groups * each, -1).expand(self.network.members, -1, -1), self._all_layers)
+            every = self._all.forward(x.view(1, groups * each, -1).expand(self.network.members, -1, -1))
             mean, log_variance, _ = self.network.heads(every)
             uncertain = disagreement(mean, log_variance, penalty)[:count]
             out = torch.stack([every[e].view(groups, each, -1)[i] for i, e in enumerate(self.elites)])
@@ -271,20 +299,6 @@ class Dynamics:
         out = targets * self.scales.target_std + self.scales.target_mean
         out[..., :-1] += observations
         return out
-
-    def _forward(self, x: Tensor, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """(G, n, D + A) -> (G, n, outputs). Writes the activations into memory that is kept between calls."""
-        for number, (weight, bias) in enumerate(layers[:-1]):
-            place = self._place(number % 2, weight.shape[0], x.shape[1], weight.shape[2])
-            x = F.silu(torch.baddbmm(bias, x, weight, out=place), inplace=True)
-        return torch.baddbmm(layers[-1][1], x, layers[-1][0])
-
-    def _place(self, *shape: int) -> Tensor:
-        if shape not in self._memory:
-            if len(self._memory) > 8:
-                self._memory.clear()
-            self._memory[shape] = torch.empty(shape[1:], device=self.device, dtype=self.scales.input_mean.dtype)
-        return self._memory[shape]
 
 
 DISAGREEMENTS = ("aleatoric", "pairwise")

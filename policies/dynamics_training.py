@@ -13,9 +13,17 @@ from torch.optim.adam import adam
 
 from embodied.contracts.errors import ConfigError, InputError
 from embodied.datasets.draws import Stream, philox
-from embodied.policies.dynamics import Dynamics, DynamicsConfig, DynamicsNetwork, fit_scales, gaussian_loss
+from embodied.policies.dynamics import (
+    Dynamics,
+    DynamicsConfig,
+    DynamicsNetwork,
+    fit_scales,
+    gaussian_loss,
+    gaussian_loss_gradient,
+)
 from embodied.policies.loop import Progress, load_module, module_tensors, run_loop
 from embodied.policies.networks import generators
+from embodied.policies.silu_network import StackedNetworks
 
 HOLDOUT_ROWS = 4096
 
@@ -116,6 +124,7 @@ class DynamicsTraining:
         self.scales = fit_scales(train.inputs(), train.targets(), config.standardize_targets).to(device)
         self._train, self._holdout = (self._table(data.rows(rows)) for rows in (split.train, split.holdout))
         self.width = d + a
+        self._stack = StackedNetworks([(layer.weight, layer.bias) for layer in self.network.layers])
         self.optimizer = StackAdam(self.network, config.weight_decay)
         self.rates = [config.learning_rate] * len(self.seeds)
         self.best = {name: value.clone() for name, value in self._members()}
@@ -147,7 +156,8 @@ class DynamicsTraining:
         active = [not done for done in self.done]
         loss, batches = torch.zeros(len(self.seeds), device=self.device), rows.shape[1] // size
         for i in range(batches):
-            table = self._train[rows[:, i * size : (i + 1) * size]]  # (S * M, B, ...)
+            drawn = rows[:, i * size : (i + 1) * size]
+            table = self._train.index_select(0, drawn.reshape(-1)).unflatten(0, drawn.shape)  # (S * M, B, ...)
             value, gradients = self.loss_gradients(table)
             loss += value
             self.optimizer.step(gradients, self.rates, active)
@@ -164,14 +174,38 @@ class DynamicsTraining:
         log variance, plus the mean cross-entropy of the termination.
         """
         network, width = self.network, self.width
-        targets, ended = table[..., width:-1], table[..., -1]
-        mean, log_variance, logit = network(table[..., :width])
-        losses = gaussian_loss(mean, log_variance, targets)
-        if logit is not None:
-            losses = losses + F.binary_cross_entropy_with_logits(logit, ended, reduction="none").mean(-1)
-        low, high = network.min_log_variance, network.max_log_variance
-        loss = losses.view(network.seeds, -1).sum(1) + self.config.bound_penalty * (high - low).sum((1, 2))
-        return loss.detach(), list(torch.autograd.grad(loss.sum(), list(network.parameters())))
+        low, high, penalty = network.min_log_variance, network.max_log_variance, self.config.bound_penalty
+        if table.device.type != "cpu":
+            mean, log_variance, logit = network(table[..., :width])
+            losses = gaussian_loss(mean, log_variance, table[..., width:-1])
+            if logit is not None:
+                losses = losses + F.binary_cross_entropy_with_logits(logit, table[..., -1], reduction="none").mean(-1)
+            loss = losses.view(network.seeds, -1).sum(1) + penalty * (high - low).sum((1, 2))
+            return loss.detach(), list(torch.autograd.grad(loss.sum(), list(network.parameters())))
+        low, high = low.detach(), high.detach()
+        loss = penalty * (high - low).sum((1, 2))
+        d_low, d_high = torch.full_like(low, -penalty), torch.full_like(high, penalty)
+        targets, ended = table[..., width:-1].contiguous(), table[..., -1]
+
+        def slope(entry: int, out: Tensor) -> Tensor:
+            seed, size = entry // network.members, 2 * network.targets
+            value, d_out, by_low, by_high = gaussian_loss_gradient(
+                out[:, :size], targets[entry], low[seed, 0], high[seed, 0]
+            )
+            loss[seed] += value
+            d_low[seed, 0] += by_low
+            d_high[seed, 0] += by_high
+            if not network.terminates:
+                return d_out
+            logit, ends = out[:, size:], ended[entry].unsqueeze(1)
+            loss[seed] += F.binary_cross_entropy_with_logits(logit, ends)
+            return torch.cat([d_out, (torch.sigmoid(logit) - ends) / len(logit)], 1)
+
+        gradients = dict(
+            zip([n for n, _ in self._members()], self._stack.gradients(table[..., :width], slope), strict=True)
+        )
+        gradients |= {"min_log_variance": d_low, "max_log_variance": d_high}
+        return loss, [gradients[name] for name, _ in network.named_parameters()]
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:
         """(M, n) rows: the member's bootstrap, the same in all epochs, in the epoch's order."""
@@ -185,7 +219,7 @@ class DynamicsTraining:
         total = torch.zeros(len(self.network.layers[0].weight), dtype=torch.float64)
         for block in self._holdout.split(HOLDOUT_ROWS):
             x = block[:, : self.width].expand(len(total), -1, -1)
-            mean, _, logit = self.network(x)
+            mean, _, logit = self.network.heads(self._stack.forward(x))
             total += (mean - block[:, self.width : -1]).square().mean(2).sum(1).double().cpu()
             if logit is not None:
                 ended = block[:, -1].expand_as(logit)

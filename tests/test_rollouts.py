@@ -327,6 +327,7 @@ def test_an_update_equals_the_losses_written_out(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_target_is_the_minimum_over_all_critics_less_the_entropy_term() -> None:
+    torch.manual_seed(0)
     config = EDACConfig(members=5, hidden_sizes=(8,), batch_size=6, discount=0.9)
     learner = EDAC(config, [0], D, A, 10)
     with torch.no_grad():
