@@ -330,7 +330,7 @@ class SafetyFilter:
             plan = None
             self.counts["bugs"] += 1
             self._stop_for_bug(f"bug: {type(error).__name__}: {error}", now)
-        events, self._events = tuple(self._events), []
+        events, self._events, self._prepared = tuple(self._events), [], None
         motion = None if self.state is State.INACTIVE or self._silent else self.motion
         chunk, silence = self._chunk if self.state is State.RUNNING else None, now - self._measured_at
         return Tick(self.state, self.reason, plan, chunk, events, motion, self._told, silence)
@@ -387,6 +387,11 @@ class SafetyFilter:
             self._prepared = self._look_ahead()
         except Exception:  # the tick meets it again, and stops the arm in a controlled way
             log.exception("the next tick cannot be planned")
+
+    @property
+    def planned(self) -> bool:
+        """The next tick is planned, and takes that over if nothing happens before it that matters."""
+        return self._prepared is not None
 
     def _look_ahead(self) -> _Ahead | None:
         due = self._dirty or self._since_sent + 1 >= self.config.command_every

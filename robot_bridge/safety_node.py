@@ -147,8 +147,10 @@ class SafetyNode:
                 content = self._chunks.read(data)
         self._inboxes[topic].append((topic, content, self._clock() if self._sim_time else received_ns * 1e-9))
 
-    def _take(self) -> None:
-        arrived = [box.popleft() for box in self._inboxes.values() for _ in range(len(box))]
+    def _take(self, later: str = "") -> None:
+        """Read what has arrived, except on the topic that can wait."""
+        boxes = [box for topic, box in self._inboxes.items() if topic != later]
+        arrived = [box.popleft() for box in boxes for _ in range(len(box))]
         arrived.sort(key=_RECEIVED_AT)
         heard = False
         for topic, data, at in arrived:
@@ -283,7 +285,8 @@ class SafetyNode:
 
     def _tick(self, started: float) -> Tick:
         now = self._follow_clock()
-        self._take()
+        # A chunk that comes after the tick has been planned is for the next one: to plan anew would hold this one up.
+        self._take(CHUNK_TOPIC if self.filter.planned else "")
         self._watch(now)
         tick = self.filter.tick(now)
         stamp = self._stamp()

@@ -436,6 +436,27 @@ def test_a_flood_of_joint_states_pushes_no_estop_out(tmp_path: Path) -> None:
     assert rig.state is State.ESTOP
 
 
+def test_a_chunk_that_comes_after_a_tick_was_planned_is_for_the_next_one(tmp_path: Path) -> None:
+    rig = moving(rig_of(tmp_path).start())
+    safety = rig.safety
+    assert safety is not None
+    safety.prepare()
+    assert safety.filter.planned
+    before = safety.filter.counts["chunks"]
+    rig.offer(rig.path[-1])
+    stop = rig.operator.publisher("/bridge/mode", m.STRING, DEFAULT)
+    for expected in (0, 1):
+        rig.clock.seconds += TICK
+        rig.robot.tick()
+        safety.tick()
+        assert safety.filter.counts["chunks"] - before == expected
+        assert not safety.filter.planned
+    safety.prepare()
+    stop.write(m.string("stop"))
+    safety.tick()  # what is not a chunk does not wait
+    assert rig.state is State.STOPPED
+
+
 # ---- ends
 
 
