@@ -199,6 +199,6 @@ class Operator:
         shutil.rmtree(self.bags / f"bag_{self._bag - 2:04d}", ignore_errors=True)
 
     def close(self) -> None:
+        self._closing.set()  # what beats on its own writes no more
         self.deployment.close()
-        self._closing.set()
         self.robot.end()
