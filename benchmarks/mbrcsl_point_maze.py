@@ -19,6 +19,7 @@ Declared before the run, and not tuned on its seeds (a pilot used seed 100):
 """
 
 import argparse
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -159,14 +160,27 @@ def one_seed(seed: int, options: argparse.Namespace) -> dict[str, Any]:
             except InputError as error:
                 result[name] = {"refused": str(error).splitlines()[0]}
             result["cpu_seconds"][name] = round(time.process_time() - clock, 1)
+            print(f"seed {seed}, {name}: {result['cpu_seconds'][name]} s", flush=True)
     for name, table in tables.items():
         result.setdefault(name, {}).update(
             stitched=float((table["first"] < fastest).mean()),
             reached=float((table["first"] <= HORIZON).mean()),
             mean_return=round(float(table["return"].mean()), 2),
         )
-    print(result, flush=True)
-    return result | {"tables": tables}
+    found = {name: {key: values.tolist() for key, values in table.items()} for name, table in tables.items()}
+    return result | {"tables": found}
+
+
+def kept_or_run(seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """One seed's result from `--keep`, where it is, or run and kept there: seeds may run at different times."""
+    path = options.keep / f"seed_{seed}.json" if options.keep else None
+    if path and path.exists():
+        return json.loads(path.read_text())
+    result = one_seed(seed, options)
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(result))
+    return result
 
 
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -178,7 +192,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
             methods[name] = {"refused": len(runs) - len(found)}
             continue
         fastest = np.array([run["fastest_recorded"] for run in runs])[:, None]
-        first, returns = (np.stack([table[key] for table in found]) for key in ("first", "return"))
+        first, returns = (np.array([table[key] for table in found]) for key in ("first", "return"))
         stitched[name] = (first < fastest).astype(float)
         outcomes = {"stitched": stitched[name], "reached": (first <= HORIZON).astype(float), "return": returns}
         methods[name] = {key: over_seeds(values).to_json() for key, values in outcomes.items()}
@@ -204,15 +218,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=25, help="of the dynamics, at most")
     parser.add_argument("--states", type=int, default=50, help="initial states per seed")
     parser.add_argument("--scale", type=float, default=1.0, help="of every method's gradient steps")
+    parser.add_argument("--keep", type=Path, help="folder for the results of single seeds, which a later run reads")
     parser.add_argument("--dry", action="store_true", help="print, write no result")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    start = time.process_time()
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    runs = [one_seed(seed, options) for seed in seeds]
+    runs = [kept_or_run(seed, options) for seed in seeds]
     figures = summary(runs)
     figures["seeds"] = [{k: v for k, v in run.items() if k != "tables"} for run in runs]
-    figures["cpu_seconds"] = round(time.process_time() - start, 1)
+    figures["cpu_seconds"] = round(sum(sum(run["cpu_seconds"].values()) for run in runs), 1)
     if options.dry:
         print(figures)
     else:
