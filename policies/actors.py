@@ -45,16 +45,32 @@ class FlowActor(nn.Module):
 
     def forward(self, observations: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """(S, B, D), points (S, B, H * A) at times (S, B, 1) in [0, 1] -> velocities (S, B, H * A)."""
-        angle = torch.pi * t * torch.tensor([1.0, 2.0, 4.0], dtype=t.dtype, device=t.device)
-        return self.mlp(torch.cat([observations, x, t, angle.sin(), angle.cos()], -1))
+        return self.mlp(torch.cat([observations, x, self._time_features(t)], -1))
 
     def generate(self, observations: Tensor, noise: Tensor) -> Tensor:
-        """(S, B, D), noise (S, B, H * A) -> actions (S, B, H * A), not clipped."""
+        """(S, B, D), noise (S, B, H * A) -> actions (S, B, H * A), not clipped.
+
+        Euler's method over `forward`. What observations and times put into the first layer is the same or known at all
+        steps, and is computed once: an action is wanted within a millisecond (benchmarks/act_latency.py).
+        """
         x = noise if self.noise == "seeded" else torch.zeros_like(noise)
-        for step in range(self.steps):
-            t = torch.full_like(observations[..., :1], step / self.steps)
-            x = x + self(observations, x, t) / self.steps
+        weight, bias, *others = self.mlp.parameters_in_order()
+        by_observation, by_point, by_time = weight.split([observations.shape[-1], self.size, TIMES], 1)
+        t = (torch.arange(self.steps, dtype=x.dtype, device=x.device) / self.steps).unsqueeze(-1)  # (steps, 1)
+        seen = torch.baddbmm(bias, observations, by_observation)  # (S, B, hidden)
+        timed = self._time_features(t).expand(len(seen), -1, -1).matmul(by_time)  # (S, steps, hidden)
+        for known in (seen.unsqueeze(1) + timed.unsqueeze(2)).unbind(1):  # (S, B, hidden), step by step
+            h = torch.baddbmm(known, x, by_point)
+            for n in range(len(others) // 2):
+                h = torch.baddbmm(others[2 * n + 1], torch.relu(h), others[2 * n])
+            x = torch.add(x, h, alpha=1.0 / self.steps)
         return x
+
+    @staticmethod
+    def _time_features(t: Tensor) -> Tensor:
+        """Times (..., 1) -> what the network is told of them, (..., TIMES)."""
+        angle = torch.pi * t * torch.tensor([1.0, 2.0, 4.0], dtype=t.dtype, device=t.device)
+        return torch.cat([t, angle.sin(), angle.cos()], -1)
 
 
 class ReturnActor(nn.Module):

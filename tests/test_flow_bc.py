@@ -12,9 +12,11 @@ from embodied.contracts.batch import Batch
 from embodied.contracts.errors import BundleError, ConfigError, InputError
 from embodied.contracts.provenance import hash_file
 from embodied.contracts.specs import ActionSpec, ArraySpec
+from embodied.policies.actors import FlowActor
 from embodied.policies.bc import BC, BCConfig
 from embodied.policies.bundle import PolicyContract, load_policy
 from embodied.policies.flow_bc import FlowBC, FlowBCConfig
+from embodied.policies.networks import generators
 from embodied.policies.train import TransitionData, make_config, train
 from embodied.sim.rollout import PolicyBehaviour
 
@@ -241,3 +243,16 @@ def test_every_step_draws_noise_and_times_of_its_own() -> None:
     assert times.min() >= 0
     assert times.max() <= 1
     assert times.mean().item() == pytest.approx(0.5, abs=0.05)  # of 640 uniform draws, whose mean spreads by 0.011
+
+
+@pytest.mark.parametrize("sizes", [(16, 12), (16,)])
+@pytest.mark.parametrize("noise", ["seeded", "zero"])
+def test_generating_is_eulers_method_over_the_field(sizes: tuple[int, ...], noise: str) -> None:
+    actor = FlowActor(generators([0, 3]), 5, 6, sizes, steps=7, noise=noise).double()
+    draws = torch.Generator().manual_seed(0)
+    observations, start = (torch.randn(2, 4, size, generator=draws, dtype=torch.float64) for size in (5, 6))
+    with torch.no_grad():
+        x = start if noise == "seeded" else torch.zeros_like(start)
+        for step in range(7):
+            x = x + actor(observations, x, torch.full((2, 4, 1), step / 7, dtype=torch.float64)) / 7
+        np.testing.assert_allclose(actor.generate(observations, start), x, rtol=1e-12, atol=1e-13)
