@@ -104,6 +104,7 @@ VERBS: dict[str, Verb] = {
     "train ravl": Verb("embodied.train_model_based:train_ravl", "EDAC on rollouts of learned dynamics"),
     "train mbrcsl": Verb("embodied.train_mbrcsl:train_mbrcsl", "the best of behaviour imagined in dynamics, cloned"),
     "train mopo": Verb("embodied.train_model_based:train_mopo", "rollouts of learned dynamics, their doubt penalised"),
+    "diagnose reach": Verb("embodied.diagnose_reach:diagnose_reach", "are values beyond the edge of reach believed?"),
     "eval": Verb("embodied.evaluate:evaluate", "success in simulation, with intervals"),
     "compare": Verb("embodied.compare:compare", "intervals of several results side by side"),
     "select": Verb("embodied.select:select", "rank checkpoints and seeds without a simulator"),

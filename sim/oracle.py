@@ -167,18 +167,22 @@ class Oracle:
 
     def step_arrays(self, observations: np.ndarray, actions: np.ndarray) -> Outcome:
         """The same in float64. InputError on another number of columns."""
-        wanted = (self.observation_size, self.action_size)
-        if (observations.shape[-1], actions.shape[-1]) != wanted:
-            raise InputError(
-                f"{self.env_id} has {wanted[0]} observations and {wanted[1]} actions; found "
-                f"{observations.shape[-1]} and {actions.shape[-1]}.\nKeep the environment's own observation."
-            )
+        self.check_sizes(observations, actions)
         before = self.states(observations)
         control = self._low + (np.clip(actions, -1.0, 1.0) + 1.0) * 0.5 * (self._high - self._low)
         after = self._advance(before, control)
         with np.errstate(invalid="ignore"):
             reward, ended = self.task.outcome(self.env, before, after, control)
         return self.observe(after), reward.astype(float), ended
+
+    def check_sizes(self, observations: np.ndarray, actions: np.ndarray) -> None:
+        """InputError unless there are as many columns as this environment has observations and actions."""
+        wanted = (self.observation_size, self.action_size)
+        if (observations.shape[-1], actions.shape[-1]) != wanted:
+            raise InputError(
+                f"{self.env_id} has {wanted[0]} observations and {wanted[1]} actions; found "
+                f"{observations.shape[-1]} and {actions.shape[-1]}.\nKeep the environment's own observation."
+            )
 
     def states(self, observations: np.ndarray) -> States:
         """(n, D) -> simulator states, the root at 0 where the observation leaves its place out."""
@@ -239,10 +243,11 @@ def reproduces(
     """Recorded transitions (N, ...) against the oracle's: is this the environment, in its own units and order?
 
     Returns:
-        `observation`, `reward`: median and largest |difference|; `relative`: median of the observation's, each number in
-        units of its spread; `ends`: rows whose end differs; `clipped`: share of
-        the rows with a velocity at the bound, whose state is not known and which are left out of the figures.
+        `observation`, `reward`: median and largest |difference|; `relative`: median of the observation's, in units of
+        each number's spread; `ends`: rows whose end differs; `clipped`: share of the rows with a velocity at the bound,
+        whose state is not known and which are left out of the figures.
     """
+    oracle.check_sizes(observations, actions)
     clip = oracle.task.clip
     known: np.ndarray = np.ones(len(observations), bool)
     if clip:
