@@ -136,7 +136,6 @@ def test_evaluation_takes_goals_from_the_environment(tmp_path: Path, monkeypatch
 def test_evaluation_takes_goals_from_a_store_one_per_initial_state(tmp_path: Path) -> None:
     env = PointEnv(states=False)
     policy = bundle_loader(str(goer(tmp_path / "b")))()
-    assert isinstance(policy, GoalPolicy)
     with pytest.raises(
         BundleError, match=r"pursues a goal, 'position', and tests/Point states none \('goal/position'\)"
     ):
@@ -145,6 +144,7 @@ def test_evaluation_takes_goals_from_a_store_one_per_initial_state(tmp_path: Pat
     corners = [np.array(corner, np.float32) for corner in ((-0.9, -0.9), (0.9, -0.9), (0.0, 0.9))]
     policy.give_goals(*({"position": corner} for corner in corners))
     check_fits(policy, env)
+    assert isinstance(policy, GoalPolicy)
     behaviour = PolicyBehaviour(policy)
     for seed in (1_000_003, 1_000_004, 1_000_008):
         behaviour.reset(seed)

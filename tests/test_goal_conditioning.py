@@ -43,7 +43,8 @@ MASKS[[12, 17]] = 0.0
 def numbered(hindsight: Hindsight) -> TransitionData:
     """21 frames whose observation and goal is their own number: a batch says which frames it is made of."""
     number = np.arange(21, dtype=np.float32)[:, None]
-    goals = Goals(number, np.ones(1, np.float32), dataclasses.replace(hindsight, discount=hindsight.discount or 0.8))
+    discount = 0.8 if hindsight.discount is None else hindsight.discount
+    goals = Goals(number, np.ones(1, np.float32), dataclasses.replace(hindsight, discount=discount))
     return TransitionData(number, 0 * number, FRAME, NEXT, np.zeros(len(FRAME), np.float32), MASKS, None, goals)
 
 
@@ -92,12 +93,12 @@ def test_every_step_is_paid_for_its_goal_as_a_walk_along_the_data_says() -> None
 
 
 def test_the_kinds_of_goals_come_in_their_shares() -> None:
-    found = many(Hindsight(next=0.4, future=0.0, final=0.35, random=0.25), steps=800)
+    found = many(Hindsight(next=0.25, future=0.15, final=0.35, random=0.25, discount=0.0), steps=800)
     last = dict(zip(FRAME, LAST, strict=True))
     ends = np.array([last[frame] for frame in found["frame"]])
     plain = (found["next"] != ends) & (found["next"] != found["frame"])
     is_next, is_last = found["goal"] == found["next"], found["goal"] == ends
-    assert np.mean(is_next[plain]) == pytest.approx(0.4 + 0.25 / 20, abs=0.01)  # 20 frames belong to steps
+    assert np.mean(is_next[plain]) == pytest.approx(0.4 + 0.25 / 20, abs=0.01)  # later is next: 0; 20 frames in steps
     assert np.mean(is_last[plain]) == pytest.approx(0.35 + 0.25 / 20, abs=0.01)
     assert set(found["goal"].tolist()) == set(range(20))
 
@@ -117,6 +118,13 @@ def test_a_gap_in_a_recording_ends_a_run() -> None:
     assert last_frames(np.array([0, 1, 3, 4]), np.array([1, 2, 4, 5])).tolist() == [2, 2, 5, 5]
     goals = HindsightGoals(np.array([0, 1, 3, 4]), np.array([1, 2, 4, 5]), Hindsight(0, 0, 1, 0))
     assert goals.draw(0, 0, np.arange(4)).tolist() == [2, 2, 5, 5]
+    goals = HindsightGoals(np.arange(50), np.arange(1, 51), Hindsight())
+    drawn = [goals.draw(seed, block, np.zeros(50, np.int64)) for seed, block in ((0, 0), (1, 0), (0, 1), (0, 0))]
+    assert [bool((draw == drawn[0]).all()) for draw in drawn] == [True, False, False, True]
+
+
+def test_how_far_a_goal_lies_ahead() -> None:
+    goals = HindsightGoals(np.array([0, 1, 3, 4]), np.array([1, 2, 4, 5]), Hindsight())
     assert goals.ahead(np.arange(4), np.array([2, 1, 5, 2])).tolist() == [1, -1, 1, -1]
 
 
@@ -300,6 +308,8 @@ def test_scales_and_shares_of_training_data(store: EpisodeStore) -> None:
     statistics = known.normalizer["object"]
     np.testing.assert_allclose(data.goals.values * statistics["std"] + statistics["mean"], recorded, atol=1e-5)
     np.testing.assert_array_equal(data.goals.scale, statistics["std"])
+    np.testing.assert_allclose(data.goals.values.mean(0), 0, atol=1e-4)
+    np.testing.assert_allclose(data.goals.values.std(0), 1, atol=1e-3)
     cloned, _ = with_goals(store, plain, contract, ("joint_position",), {}, True)
     assert cloned.goals is not None
     assert cloned.goals.hindsight == Hindsight(0.0, 1.0, 0.0, 0.0)
