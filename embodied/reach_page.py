@@ -213,7 +213,7 @@ def _spread(axis: Any, result: dict[str, Any], arrays: dict[str, Any], recorded:
         _say(axis, "no target is beyond what is trained" if not edge.any() else "one critic alone has no spread")
         return
     low, high = np.quantile(spread[inside | edge], [0.002, 0.998])
-    bins = np.geomspace(low, max(high, 1.01 * low), 40)
+    bins = np.geomspace(low, max(high, 1.01 * low), 26)
     for chosen, colour, name in ((inside, INSIDE, "passed through"), (edge, EDGE, "never trained")):
         weights = np.full(int(chosen.sum()), 100.0 / chosen.sum())
         axis.hist(np.clip(spread[chosen], *bins[[0, -1]]), bins, weights=weights, color=colour, alpha=0.5, label=name)

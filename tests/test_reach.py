@@ -41,8 +41,8 @@ class Line:
     def __init__(self, end: float = np.inf) -> None:
         self.end = end
 
-    def step(self, s: torch.Tensor, a: torch.Tensor, rng: Any, penalty: str | None = None) -> Any:
-        after = s + MOVE * a
+    def step(self, observations: torch.Tensor, actions: torch.Tensor, rng: Any, penalty: str | None = None) -> Any:
+        after = observations + MOVE * actions
         return after, after[:, 0], after[:, 0] > self.end, None
 
 

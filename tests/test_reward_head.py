@@ -32,7 +32,8 @@ class Line:
 
     fingerprint = "line"
 
-    def step(self, s: torch.Tensor, a: torch.Tensor, rng: Any, penalty: str | None = None) -> Any:
+    def step(self, observations: torch.Tensor, actions: torch.Tensor, rng: Any, penalty: str | None = None) -> Any:
+        s, a = observations, actions
         after = torch.stack([s[:, 0] + a[:, 0], s[:, 1]], 1)
         after[s[:, 1] > 1e8] = torch.inf
         return after, torch.full((len(s),), 99.0), after[:, 0] > 2.0, s[:, 1] if penalty else None
