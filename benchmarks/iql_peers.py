@@ -1,4 +1,4 @@
-"""Other IQL implementations as `update(count)` on random transitions, for benchmarks/iql_speed.py. Nothing of ours is
+"""Other IQL implementations as `update(count)`, for benchmarks/iql_speed.py and iql_returns.py. Nothing of ours is
 imported, so that another Python can run it. Their code is fetched by whoever measures and is no part of this
 repository:
 
@@ -48,20 +48,27 @@ def _module(path: str, absent: tuple[str, ...]) -> Any:
 
 
 def corl(path: str) -> Update:
+    return corl_trainer(path, transitions(), 0, 1_000_000)[0]
+
+
+def corl_trainer(path: str, data: dict[str, np.ndarray], seed: int, steps: int) -> tuple[Update, Any]:
+    """`update(count)` on these transitions, and the actor. `steps`: the length of its cosine."""
     import torch
 
     torch.set_num_threads(1)
     peer = _module(path, ("d4rl", "gym", "pyrallis", "wandb"))
-    data = transitions()
-    buffer = peer.ReplayBuffer(D, A, N, "cpu")
+    peer.set_seed(seed)
+    count, d, a = *data["observations"].shape, data["actions"].shape[1]
+    buffer = peer.ReplayBuffer(d, a, count, "cpu")
     buffer.load_d4rl_dataset(data)
-    networks = {"q": peer.TwinQ(D, A), "v": peer.ValueFunction(D), "actor": peer.GaussianPolicy(D, A, 1.0)}
+    networks = {"q": peer.TwinQ(d, a), "v": peer.ValueFunction(d), "actor": peer.GaussianPolicy(d, a, 1.0)}
     optimizers = {f"{k}_optimizer": torch.optim.Adam(n.parameters(), lr=3e-4) for k, n in networks.items()}
     trainer = peer.ImplicitQLearning(
         max_action=1.0,
         actor=networks["actor"],
         q_network=networks["q"],
         v_network=networks["v"],
+        max_steps=steps,
         device="cpu",
         **optimizers,
     )
@@ -70,7 +77,7 @@ def corl(path: str) -> Update:
         for _ in range(count):
             trainer.train(buffer.sample(B))
 
-    return update
+    return update, networks["actor"]
 
 
 def unifloral(path: str) -> Update:
