@@ -35,7 +35,7 @@ class MBRCSLConfig:
     components: of the mixture.
     flow_steps: of the flow, per draw.
     behaviour_share: of the run's steps that fit the behaviour model; the others fit the policy.
-    horizon: steps of a rollout; 0: of the longest recorded episode.
+    horizon: steps of a rollout, at most those of the longest recorded episode, which 0 means.
     selection: which rollouts are kept. `above_data`: those that return more than the quantile `data_quantile` of the
         recorded episodes' returns over the horizon, 1 being the best episode; `top_share`: the best `top_share` of
         all; `final`: those whose last `final_steps` rewards are above low and reach between high and top, of

@@ -332,7 +332,7 @@ def stitch(
         config,
         float(np.quantile(returns, config.data_quantile)),
         (float(data.reward.min()), float(data.reward.max())) if config.clip_rewards else None,
-        config.horizon or recorded.rewards.shape[1],
+        recorded.rewards.shape[1],  # with more steps than any episode had, a rollout would return more for that alone
         device,
     )
 
