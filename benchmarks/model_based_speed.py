@@ -10,6 +10,7 @@ time and by wall time; for the latter the machine must be quiet.
 - `edac_10`, `edac_50`: updates of EDAC with N critics, three layers of 256, batch 256, its drawing included.
 - `training`: member-transitions of a dynamics ensemble, 7 x 4 x 200, batch 256: an epoch over bootstraps, and the
   error on a holdout of 1,024. The kit's drawing of a new order, which is not a method of its own, is left out there.
+  `training_bf16`: ours with `precision bf16`, where the CPU has it, against the same kit.
 - `rollouts`: transitions of 10,000 rollouts of 5 steps, actor, ensemble and buffer. Rewards without a penalty; `mopo`:
   with the ensemble's largest spread as a penalty, for which every member is evaluated at every row.
 - `memory`: the peak of a process that keeps five epochs of 50,000 rollouts of 5 steps, and makes a sixth.
@@ -33,6 +34,7 @@ from iql_peers import Window, _module
 from iql_speed import Variant
 from record import write_result
 
+from embodied.contracts.errors import ConfigError
 from embodied.datasets.resident import ResidentTransitions
 from embodied.policies.dynamics import Dynamics, DynamicsConfig, DynamicsNetwork, fit_scales
 from embodied.policies.dynamics_training import DynamicsData, DynamicsTraining, split_rows
@@ -42,6 +44,7 @@ from embodied.policies.mopo import MOPOConfig
 from embodied.policies.networks import generators
 from embodied.policies.ravl import RAVLConfig
 from embodied.policies.rollouts import Rollouts
+from embodied.policies.silu_network import product_type
 from embodied.policies.squashed import SquashedActor
 from embodied.policies.train import TransitionData
 
@@ -95,7 +98,7 @@ def corl_updates(path: str, members: int) -> Work:
     return work
 
 
-def our_training() -> Work:
+def our_training(precision: str = "fp32") -> Work:
     found, rows = arrays(EPISODES * LENGTH), np.arange(EPISODES * LENGTH)
     data = DynamicsData(
         **{k: v for k, v in found.items() if k != "terminals"},
@@ -103,7 +106,7 @@ def our_training() -> Work:
         episode=rows // LENGTH,
         frame=rows,
     )
-    config = DynamicsConfig(holdout_share=1 / EPISODES, test_share=0.0, standardize_targets=False)
+    config = DynamicsConfig(holdout_share=1 / EPISODES, test_share=0.0, standardize_targets=False, precision=precision)
     training = DynamicsTraining(config, [0], data, split_rows(data, config))
 
     def work() -> int:
@@ -246,6 +249,7 @@ WORKS: dict[str, tuple[Callable[[], Work], Callable[[Any], Work]]] = {
     "edac_10": (lambda: our_updates(10), lambda paths: corl_updates(paths.corl_edac, 10)),
     "edac_50": (lambda: our_updates(50), lambda paths: corl_updates(paths.corl_edac, 50)),
     "training": (our_training, lambda paths: kit_training(paths.offlinerl_kit)),
+    "training_bf16": (lambda: our_training("bf16"), lambda paths: kit_training(paths.offlinerl_kit)),
     "rollouts": (lambda: our_rollouts(0.0), lambda paths: kit_rollouts(paths.offlinerl_kit, 0.0)),
     "mopo": (lambda: our_rollouts(PENALTY), lambda paths: kit_rollouts(paths.offlinerl_kit, PENALTY)),
 }
@@ -297,6 +301,11 @@ def main() -> None:
     paths = ["--corl-edac", str(Path(arguments.corl_edac).resolve())]
     paths += ["--offlinerl-kit", str(Path(arguments.offlinerl_kit).resolve())]
     chosen = arguments.only or [*WORKS, "memory"]
+    try:
+        product_type("bf16")
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        chosen = [name for name in chosen if name != "training_bf16"]
     figures: dict[str, Any] = {}
     for name in (n for n in WORKS if n in chosen):
         figures[name] = compare(name, paths, arguments.rounds, arguments.seconds)

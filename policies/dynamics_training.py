@@ -23,7 +23,7 @@ from embodied.policies.dynamics import (
 )
 from embodied.policies.loop import Progress, load_module, module_tensors, run_loop
 from embodied.policies.networks import generators
-from embodied.policies.silu_network import StackedNetworks
+from embodied.policies.silu_network import StackedNetworks, product_type
 
 HOLDOUT_ROWS = 4096
 
@@ -124,7 +124,8 @@ class DynamicsTraining:
         self.scales = fit_scales(train.inputs(), train.targets(), config.standardize_targets).to(device)
         self._train, self._holdout = (self._table(data.rows(rows)) for rows in (split.train, split.holdout))
         self.width = d + a
-        self._stack = StackedNetworks([(layer.weight, layer.bias) for layer in self.network.layers])
+        layers = [(layer.weight, layer.bias) for layer in self.network.layers]
+        self._stack = StackedNetworks(layers, product_type(config.precision, device))
         self.optimizer = StackAdam(self.network, config.weight_decay)
         self.rates = [config.learning_rate] * len(self.seeds)
         self.best = {name: value.clone() for name, value in self._members()}
@@ -182,29 +183,25 @@ class DynamicsTraining:
                 losses = losses + F.binary_cross_entropy_with_logits(logit, table[..., -1], reduction="none").mean(-1)
             loss = losses.view(network.seeds, -1).sum(1) + penalty * (high - low).sum((1, 2))
             return loss.detach(), list(torch.autograd.grad(loss.sum(), list(network.parameters())))
-        low, high = low.detach(), high.detach()
-        loss = penalty * (high - low).sum((1, 2))
-        d_low, d_high = torch.full_like(low, -penalty), torch.full_like(high, penalty)
-        targets, ended = table[..., width:-1].contiguous(), table[..., -1]
+        low, high = (b.detach().transpose(1, 2).repeat_interleave(network.members, 0) for b in (low, high))
+        targets = table[..., width:].transpose(1, 2)  # (S * M, D + 1 + 1, B)
+        size, pieces = network.targets, []
 
-        def slope(entry: int, out: Tensor) -> Tensor:
-            seed, size = entry // network.members, 2 * network.targets
-            value, d_out, by_low, by_high = gaussian_loss_gradient(
-                out[:, :size], targets[entry], low[seed, 0], high[seed, 0]
-            )
-            loss[seed] += value
-            d_low[seed, 0] += by_low
-            d_high[seed, 0] += by_high
-            if not network.terminates:
-                return d_out
-            logit, ends = out[:, size:], ended[entry].unsqueeze(1)
-            loss[seed] += F.binary_cross_entropy_with_logits(logit, ends)
-            return torch.cat([d_out, (torch.sigmoid(logit) - ends) / len(logit)], 1)
+        def slope(out: Tensor) -> Tensor:
+            loss, _, *by_bounds = gaussian_loss_gradient(out[:, : 2 * size], targets[:, :size], low, high)
+            if network.terminates:
+                logit, ends = out[:, 2 * size], targets[:, size]
+                loss += F.binary_cross_entropy_with_logits(logit, ends, reduction="none").mean(1)
+                logit.sigmoid_().sub_(ends).div_(ends.shape[1])
+            pieces.extend([loss, *by_bounds])
+            return out
 
-        gradients = dict(
-            zip([n for n, _ in self._members()], self._stack.gradients(table[..., :width], slope), strict=True)
-        )
-        gradients |= {"min_log_variance": d_low, "max_log_variance": d_high}
+        found = self._stack.gradients(table[..., :width], slope)
+        gradients = dict(zip([name for name, _ in self._members()], found, strict=True))
+        loss, d_low, d_high = (piece.unflatten(0, (network.seeds, -1)).sum(1) for piece in pieces)
+        gradients["min_log_variance"] = d_low.transpose(1, 2) - penalty
+        gradients["max_log_variance"] = d_high.transpose(1, 2) + penalty
+        loss = loss + penalty * (high - low).unflatten(0, (network.seeds, -1))[:, 0].sum((1, 2))
         return loss, [gradients[name] for name, _ in network.named_parameters()]
 
     def _order(self, seed: int, epoch: int) -> np.ndarray:

@@ -1,20 +1,39 @@
-"""SiLU networks of a stack on the CPU: one after another, a few rows at a time, differentiated by hand.
+"""SiLU networks of a stack on the CPU, through buffers that are kept, and differentiated by hand.
 
-What a network of dynamics computes for 256 rows lies in a core's own cache as long as nothing else is computed in
-between, and training is as fast as that cache (benchmarks/model_based_speed.py). So each network goes forward and
-backward before the next, through the same buffers; hidden layers lie features first, which the products prefer. Since
-every network is computed alone, a stack of k networks gives bit for bit what k single ones give.
+Forward passes take one network after another and a few hundred rows at a time, whose activations then stay in a core's
+own cache. Gradients take all networks at once, in one product per layer, which was faster than one after another.
+Hidden layers lie features first, which the products prefer. benchmarks/model_based_speed.py measures.
+
+Gradients may come from products in bfloat16: factors and products of layers with `WIDE` inputs or more, forwards and
+backwards, and the activations between them are rounded to 8 bits of mantissa. Weights, narrow first layers and the last
+layer, whose errors would be the model's, stay float32, and so does every forward pass that is not differentiated.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from embodied.contracts.errors import ConfigError, suggest
+from embodied.policies.relu_network import BF16_FLAGS, PRECISIONS
+
 ROWS = 256  # that go through a network together
+WIDE = 64  # inputs from which rounding a layer's factors costs less than it gains
 _silu, _silu_backward = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_input
-Slope = Callable[[int, Tensor], Tensor]  # number of a network, its output (B, out) -> derivative of a loss in it
+Slope = Callable[[Tensor], Tensor]  # outputs (S, out, B) -> derivative of a loss in them
+
+
+def product_type(precision: str, device: str = "cpu") -> torch.dtype:
+    """Of `fp32` or `bf16`. ConfigError for another name, a GPU, or a CPU that only emulates bfloat16."""
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision: there is no '{precision}'.{suggest(precision, PRECISIONS)}")
+    if precision != "fp32" and torch.device(device).type != "cpu":
+        raise ConfigError(f"precision {precision} is for training on a CPU. Leave it out on a GPU.")
+    if precision != "fp32" and not BF16_FLAGS & set(Path("/proc/cpuinfo").read_text().split()):
+        raise ConfigError(f"precision {precision}: this CPU does not compute in it. Leave it out.")
+    return PRECISIONS[precision]
 
 
 class StackedNetworks:
@@ -23,23 +42,39 @@ class StackedNetworks:
     Args:
         layers: weight (S, in, out) and bias (S, 1, out) of each layer. On a GPU all networks go together, and there
             are no gradients from here.
+        products: of float32 networks in `gradients`; see `product_type`.
     """
 
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], products: torch.dtype = torch.float32) -> None:
         self._layers = [(w.detach(), b.detach()) for w, b in layers]
         pairs = [(w.detach().unbind(0), b.detach().unbind(0)) for w, b in layers]
         self._networks = [[(w[i], b[i], b[i].t()) for w, b in pairs] for i in range(len(pairs[0][0]))]
         self._sizes = [weight.shape[2] for weight, _ in layers]
-        self._like = layers[0][0]
-        self._buffers: dict[int, list[tuple[Tensor, ...]]] = {}
+        kind = layers[0][0].dtype
+        low = [kind == torch.float32 and weight.shape[1] >= WIDE for weight, _ in layers[:-1]]
+        self._kinds = [*(products if rounded else kind for rounded in low), kind]  # of each layer's products
+        self._like = layers[0][0].detach()
+        self._block: dict[int, list[tuple[Tensor, ...]]] = {}
+        self._passes: dict[int, list[tuple[Tensor, ...]]] = {}
 
     def _borrow(self, rows: int) -> list[tuple[Tensor, ...]]:
-        """Three (size, rows) of each hidden layer: what goes into SiLU, what comes out, and a gradient."""
-        if rows not in self._buffers:
-            if len(self._buffers) > 4:  # remainders of other numbers of rows
-                self._buffers.clear()
-            self._buffers[rows] = [self._like.new_empty(3, size, rows).unbind(0) for size in self._sizes[:-1]]
-        return self._buffers[rows]
+        """Two (size, rows) of each hidden layer: what goes into SiLU and what comes out."""
+        if rows not in self._block:
+            if len(self._block) > 4:  # remainders of other numbers of rows
+                self._block.clear()
+            self._block[rows] = [self._like.new_empty(2, size, rows).unbind(0) for size in self._sizes[:-1]]
+        return self._block[rows]
+
+    def _kept(self, rows: int) -> list[tuple[Tensor, ...]]:
+        """The same and a gradient, (S, size, rows) each."""
+        if rows not in self._passes:
+            self._passes.clear()
+            shapes = [(3, len(self._networks), size, rows) for size in self._sizes[:-1]]
+            self._passes[rows] = [
+                self._like.new_empty(shape, dtype=kind).unbind(0)
+                for shape, kind in zip(shapes, self._kinds, strict=False)
+            ]
+        return self._passes[rows]
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
@@ -53,7 +88,7 @@ class StackedNetworks:
         for network, inputs, outputs in zip(self._networks, x.unbind(0), out.unbind(0), strict=True):
             for block in blocks:
                 h = inputs[block].t()
-                for (weight, _, bias), (z, after, _) in zip(network[:-1], self._borrow(h.shape[1]), strict=True):
+                for (weight, _, bias), (z, after) in zip(network[:-1], self._borrow(h.shape[1]), strict=True):
                     h = _silu(torch.addmm(bias, weight.t(), h, out=z), out=after)
                 torch.addmm(network[-1][1], h.t(), network[-1][0], out=outputs[block])
         return out
@@ -63,25 +98,31 @@ class StackedNetworks:
         """Gradient of a sum of losses of each network, in the order weight, bias of each layer.
 
         Args:
-            x: (S, B, in); all B rows at once, in a buffer of their own.
-            slope: called for one network after another.
+            x: (S, B, in).
+            slope: may overwrite what it is given.
         """
-        count, last = len(self._networks), len(self._sizes) - 1
-        found = [self._like.new_empty(count, *t.shape) for w, b, _ in self._networks[0] for t in (w, b)]
-        buffers = self._borrow(x.shape[1])
-        for i, network in enumerate(self._networks):
-            inputs = x[i].t()
-            h = [inputs]
-            for (weight, _, bias), (z, after, _) in zip(network[:-1], buffers, strict=True):
-                h.append(_silu(torch.addmm(bias, weight.t(), h[-1], out=z), out=after))
-            weight, bias, _ = network[-1]
-            d_out = slope(i, torch.addmm(bias, h[-1].t(), weight))
-            torch.mm(h[-1], d_out, out=found[2 * last][i])
-            torch.sum(d_out, 0, keepdim=True, out=found[2 * last + 1][i])
-            d = d_out.t()
-            for layer in range(last - 1, -1, -1):
-                z, _, d_h = buffers[layer]
-                d = _silu_backward(torch.mm(network[layer + 1][0], d, out=d_h), z, grad_input=d_h)
-                torch.mm(h[layer], d.t(), out=found[2 * layer][i])
-                torch.sum(d, 1, out=found[2 * layer + 1][i, 0])
+        last, kinds, buffers = len(self._sizes) - 1, self._kinds, self._kept(x.shape[1])
+        found = [torch.empty_like(tensor) for layer in self._layers for tensor in layer]
+        weights = [weight.to(kind) for (weight, _), kind in zip(self._layers, kinds, strict=True)]
+        biases = [bias.transpose(1, 2).to(kind) for (_, bias), kind in zip(self._layers, kinds, strict=True)]
+        h = [x.transpose(1, 2)]  # what each layer takes
+        for n, (z, after, _) in enumerate(buffers):
+            torch.baddbmm(biases[n], weights[n].transpose(1, 2), h[n], out=z)
+            h.append(_silu(z, out=after).to(kinds[n + 1]))
+        d = slope(torch.baddbmm(biases[last], weights[last].transpose(1, 2), h[last]))
+        for n in range(last, -1, -1):
+            _product(h[n], d.transpose(1, 2), found[2 * n])
+            torch.sum(d, 2, dtype=self._like.dtype, out=found[2 * n + 1][:, 0])
+            if n:
+                z, _, d_h = buffers[n - 1]
+                _product(weights[n], d, d_h)
+                d = _silu_backward(d_h, z, grad_input=d_h)
         return found
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor) -> None:
+    """out = a @ b, rounded or widened where `out` has another type."""
+    if a.dtype == out.dtype:
+        torch.bmm(a, b, out=out)
+    else:
+        out.copy_(torch.bmm(a, b))
