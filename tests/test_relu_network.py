@@ -136,3 +136,39 @@ def test_gradients_of_the_likelihood_are_autograds() -> None:
     by_mean, by_log_std = gaussian_log_prob_gradient(mean.detach(), log_std.detach(), actions)
     np.testing.assert_allclose(by_mean, expected[0], rtol=1e-12)
     np.testing.assert_allclose(by_log_std.sum(1, keepdim=True), expected[1], rtol=1e-12)
+
+
+def test_only_layers_with_many_inputs_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow first layer and the last are exact; inputs from 64 numbers on are worth rounding."""
+    monkeypatch.setattr(relu_network, "BF16_FLAGS", {"flags"})
+    for inputs, rounded in ((11, False), (63, False), (64, True)):
+        parameters, x = network(2, (inputs, 32, 1)), torch.randn(2, 20, inputs)
+        exact = relu_network.apply(x, parameters, 1)
+        expected = gradients(exact, parameters)
+        relu_network.set_precision("bf16")
+        try:
+            out = relu_network.apply(x, parameters, 1)
+            found = gradients(out, parameters)
+        finally:
+            relu_network.set_precision("fp32")
+        assert torch.equal(out, exact) is not rounded
+        assert all(torch.equal(a, b) for a, b in zip(found[:2], expected[:2], strict=True)) is not rounded
+
+
+def test_networks_without_autograd_give_each_member_its_seeds_input() -> None:
+    parameters, x = network(6, (5, 8, 7, 2)), torch.randn(3, 12, 5)
+    into = [torch.empty_like(p, requires_grad=False) for p in parameters]
+    ours = relu_network.Networks(parameters, 2, into, members=2)
+    repeated = x.repeat_interleave(2, 0)
+    reference = relu_network.plain(repeated, parameters, 2)
+    np.testing.assert_allclose(ours.forward(x), reference.detach(), rtol=1e-5, atol=1e-6)
+    ours.forward(x + 1.0, keep=True)  # a pass never gone backwards, for which nothing is kept any more
+    out = ours.forward(x, keep=True)
+    ours.forward(x - 1.0)  # and one beside it, without a trace
+    weight = torch.linspace(-1, 2, out.numel()).view_as(out)
+    ours.backward(weight)
+    for a, b in zip(into, gradients(reference, parameters), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        parameters[0] += 0.5  # in place: seen without being told
+    np.testing.assert_allclose(ours.forward(x), relu_network.plain(repeated, parameters, 2).detach(), rtol=1e-4)
