@@ -82,7 +82,10 @@ def to_page(result: dict[str, Any], picture: bytes) -> Page:
     page.section("Verdict", _wide(table(["what", "verdict", "why"], rows)))
     image = base64.b64encode(picture).decode()
     about = "six plots, explained below"
-    explained = "".join(f"<dt><b>{html.escape(a)}</b></dt><dd>{html.escape(b)}</dd>" for a, b in PANELS)
+    explained = "".join(
+        f"<dt><b>{letter}&ensp;{html.escape(name)}</b></dt><dd>{html.escape(text)}</dd>"
+        for letter, (name, text) in zip("abcdef", PANELS, strict=True)
+    )
     page.section(
         "What was seen",
         figure(f'<img style="max-width:100%" alt="{about}" src="data:image/png;base64,{image}">'),

@@ -282,5 +282,5 @@ def verdict(found: dict[str, Any], discount: float, bootstraps_from_policy: bool
 SUMMARY = {
     "ok": "No sign that values beyond the edge of reach mislead this policy.",
     "doubtful": "States beyond the edge of reach are asked for, and the values give no reason to trust them there.",
-    "bad": "Values are higher than can be true: the policy follows errors, not returns.",
+    "bad": "Values are higher than can be true; where they are, the policy follows errors, not returns.",
 }
