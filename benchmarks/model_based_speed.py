@@ -283,7 +283,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corl-edac", metavar="FILE", required=True)
     parser.add_argument("--offlinerl-kit", metavar="DIR", required=True)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a window")
     parser.add_argument("--only", nargs="*", choices=[*WORKS, "memory"], help="implies --dry")
     parser.add_argument("--dry", action="store_true", help="print only")
