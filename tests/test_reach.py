@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from embodied.cli import main
 from embodied.contracts.errors import BundleError, InputError
@@ -216,6 +218,14 @@ def test_the_critics_found_are_those_of_the_bundle(runs: dict[str, Any], tmp_pat
         target = other.parent / "checkpoint.safetensors"
         target.write_bytes(Path(runs["ravl"], "runs", "seed_001", "checkpoint.safetensors").read_bytes())
         with pytest.raises(BundleError, match="critics are in the checkpoint"):
+            load_trained(other)
+        with safe_open(Path(runs["ravl"], "runs", "seed_000", "checkpoint.safetensors"), framework="pt") as file:
+            metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        save_file(tensors, target, metadata=metadata)
+        assert load_trained(other).index == 0
+        tensors["actor.mlp.layers.0.bias"] += 1e-3  # as after another step
+        save_file(tensors, target, metadata=metadata)
+        with pytest.raises(BundleError, match="has another actor"):
             load_trained(other)
     finally:
         other.rename(Path(runs["ravl"], "seed_000"))
