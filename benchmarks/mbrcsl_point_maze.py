@@ -16,6 +16,9 @@ Declared before the run, and not tuned on its seeds (a pilot used seed 100):
 - claims: MBRCSL is stitched more often than cloning, than the flow that keeps both ways, than return-conditioning on
   the recorded episodes and than IQL, each by an interval of the difference that does not reach 0; and its mean return
   exceeds that of the best recorded episode (mean over seeds).
+
+To read the figures by: a flow's bundle repeats its draws in every episode, so that the cloned flow goes one way in
+nearly all initial states of a seed, where fresh draws would go either way.
 """
 
 import argparse
