@@ -248,20 +248,19 @@ class Stitching:
             if step < self.learner.behaviour_steps:
                 return recorded(step)
             if not self._tables:
-                self._imagine(begin=step == self.learner.behaviour_steps)
+                self._imagine()
             return self.batch(step)
 
         return batch
 
-    def _imagine(self, begin: bool) -> None:
+    def _imagine(self) -> None:
         kept = [self._choose(index) for index in range(len(self._seeds))]
         self._tables = [torch.as_tensor(one.table, device=self._device) for one in kept]
         target = [float(np.quantile(one.returns, self.config.target_quantile)) for one in kept]
         actor, self.learner.target_return = self.learner.actor, torch.tensor(target, dtype=torch.float64)
-        if begin:  # after a resume the checkpoint has them
-            for s, table in enumerate(self._tables):
-                togo = table[:, -1].double()
-                actor.wanted_mean[s], actor.wanted_std[s] = togo.mean(), max(float(togo.std(correction=0)), 1e-6)
+        for s, table in enumerate(self._tables):
+            togo = table[:, -1].double()
+            actor.wanted_mean[s], actor.wanted_std[s] = togo.mean(), max(float(togo.std(correction=0)), 1e-6)
         figures = {
             "accepted_share": [one.accepted / max(one.made, 1) for one in kept],
             "rollouts": [one.made for one in kept],
