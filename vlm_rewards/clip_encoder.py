@@ -152,6 +152,43 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+class FirstToken(torch.nn.Module):
+    """A transformer's last block for the first token alone, which is all that is read of it afterwards.
+
+    The others are still attended to. In ViT-B-32 this spares 7 % of the encoder.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """(B, T, W) -> (B, 1, W)."""
+        del args, kwargs  # neither keys of their own nor a mask in an image's encoder
+        block, attention = self.block, self.block.attn
+        batch, _, width = x.shape
+        normed, weight, bias = block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias
+        query = functional.linear(normed[:, :1], weight[:width], bias[:width])
+        both = functional.linear(normed, weight[width:], bias[width:])
+        heads = batch, -1, attention.num_heads, width // attention.num_heads
+        query, key, value = (part.reshape(heads).transpose(1, 2) for part in (query, *both.chunk(2, -1)))
+        seen = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(batch, 1, width)
+        first = x[:, :1] + block.ls_1(attention.out_proj(seen))
+        return first + block.ls_2(block.mlp(block.ln_2(first)))
+
+
+def read_first_token_only(clip: torch.nn.Module) -> None:
+    """Let the image's encoder spare what it would throw away, if it is a transformer that does."""
+    from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+
+    visual = getattr(clip, "visual", None)
+    if type(visual) is not VisionTransformer or visual.pool_type != "tok" or visual.attn_pool is not None:
+        return
+    blocks = visual.transformer.resblocks
+    if not visual.output_tokens and visual.transformer.batch_first and type(blocks[-1]) is ResidualAttentionBlock:
+        blocks[-1] = FirstToken(blocks[-1])
+
+
 def hash_weights(model: torch.nn.Module) -> str:
     """SHA-256, hex, over names, types, shapes and bytes of the tensors: the same for any file they came from."""
     digest = hashlib.sha256()
@@ -196,6 +233,7 @@ class ClipEncoder:
             "precision": precision,
             "preprocess": {k: list(v) if isinstance(v, tuple) else v for k, v in self._transform.config.items()},
         }
+        read_first_token_only(self._clip)
 
     @functools.cached_property
     def dim(self) -> int:
