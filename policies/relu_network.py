@@ -137,6 +137,7 @@ class _Buffers:
 _free: dict[Any, list[_Buffers]] = defaultdict(list)
 
 
+@torch.inference_mode(False)  # what is made in that mode could not be written to outside it
 def _borrow(x: Tensor, parameters: Sequence[Tensor], kept: int = 1) -> _Buffers:
     """Buffers nobody uses. A pass that is still waited for keeps its own, so any number may be under way."""
     low = _products != torch.float32 and x.dtype == torch.float32

@@ -57,6 +57,7 @@ class StackedNetworks:
         self._block: dict[int, list[tuple[Tensor, ...]]] = {}
         self._passes: dict[int, list[tuple[Tensor, ...]]] = {}
 
+    @torch.inference_mode(False)  # what is made in that mode could not be written to outside it
     def _borrow(self, rows: int) -> list[tuple[Tensor, ...]]:
         """Two (size, rows) of each hidden layer: what goes into SiLU and what comes out."""
         if rows not in self._block:
@@ -65,6 +66,7 @@ class StackedNetworks:
             self._block[rows] = [self._like.new_empty(2, size, rows).unbind(0) for size in self._sizes[:-1]]
         return self._block[rows]
 
+    @torch.inference_mode(False)  # what is made in that mode could not be written to outside it
     def _kept(self, rows: int) -> list[tuple[Tensor, ...]]:
         """The same and a gradient, (S, size, rows) each."""
         if rows not in self._passes:

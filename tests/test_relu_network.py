@@ -172,3 +172,16 @@ def test_networks_without_autograd_give_each_member_its_seeds_input() -> None:
     with torch.no_grad():
         parameters[0] += 0.5  # in place: seen without being told
     np.testing.assert_allclose(ours.forward(x), relu_network.plain(repeated, parameters, 2).detach(), rtol=1e-4)
+
+
+def test_passes_in_inference_mode_leave_nothing_that_others_cannot_use() -> None:
+    """A policy acts and goes on learning in one process, and the other way round."""
+    x, parameters = torch.rand(1, 7, 5), [parameter.detach() for parameter in network(1, (5, 6, 3))]
+    relu_network._free.clear()
+    with torch.inference_mode():
+        first = relu_network.apply(x, parameters, 1)
+    second = relu_network.apply(x, parameters, 1)
+    with torch.inference_mode():
+        third = relu_network.apply(x, parameters, 1)
+    assert torch.equal(first, second)
+    assert torch.equal(second, third)

@@ -67,7 +67,7 @@ def test_a_state_that_is_not_finite_ends_the_episode() -> None:
 
 
 def test_an_unknown_rule_or_a_short_observation_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="Did you mean|hopper"):
+    with pytest.raises(ConfigError, match=r"Did you mean|hopper"):
         find_rule("hoper", 11)
     with pytest.raises(ConfigError, match="reads 17 numbers"):
         find_rule("walker2d", 11)
