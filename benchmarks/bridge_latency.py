@@ -107,8 +107,8 @@ def noted_process(module: str, out: Path, command: str, flags: list[str]) -> Non
         seen[0] = sample.stamp_ns
         return sample
 
-    def loading(folder: Any) -> Any:
-        policy = load(folder)
+    def loading(folder: Any, **options: Any) -> Any:
+        policy = load(folder, **options)
         act = policy.act
 
         def acting(observation: Any) -> Any:
