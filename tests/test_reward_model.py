@@ -107,6 +107,17 @@ def test_it_finds_the_reward_behind_the_preferences(length: int) -> None:
     assert model.scale == "tanh: (-1, 1)"
 
 
+def test_answers_without_errors_do_not_make_all_that_is_good_alike() -> None:
+    """With the tanh's range as log-odds, rewards run into both ends: the upper quarter would span 1.5 % of the range."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(1000, 1)).astype(np.float32)
+    rows = rng.integers(1000, size=(1000, 2, 1))
+    answer = (x[rows[:, 1, 0], 0] > x[rows[:, 0, 0], 0]).astype(int)
+    model, _ = fit_reward_model(x, Pairs(rows, answer, np.ones(1000, np.float32)), SMALL)
+    score = model.score(np.array([[0.02], [0.75], [0.98]], np.float32), np.arange(3))[0]
+    assert (score[2] - score[1]) / (score[2] - score[0]) > 0.1
+
+
 def test_shuffled_labels_are_not_learned() -> None:
     x, _, pairs, _ = made_pairs(1, 600)
     answer = np.random.default_rng(5).permutation(pairs.answer)

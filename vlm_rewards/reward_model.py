@@ -1,8 +1,10 @@
 """A reward per frame from preferences between segments: Bradley and Terry's model with ties, an ensemble, calibrated.
 
-The reward of a segment is the sum over its frames, s = sum_t r(x_t). Ties follow Davidson (1970): the log-odds of
+The reward of a segment is the sum over its frames, s = k sum_t r(x_t). Rewards that end in a tanh differ by 2 at most,
+which would make nobody sure of anything: fitted to answers without errors they run into both ends, and whatever is
+better than most becomes alike. So k, how sharply rewards are told apart, is learned with them, per member. Ties follow Davidson (1970): the log-odds of
 (first, second, neither) are s1, s2, (s1 + s2) / 2 + log nu, nu learned per member. Without ties this is Bradley and
-Terry's P(second) = sigmoid(s2 - s1), the loss of RL-VLM-F and PEBBLE.
+Terry's P(second) = sigmoid(s2 - s1), the loss of RL-VLM-F and PEBBLE, which have k = 1.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from embodied.contracts.preferences import Answer
 from embodied.vlm_rewards.reward_networks import SCALES, Ensemble, Rows
 
 TIES, NOISY = ("davidson", "half", "drop"), ("auto", "drop", "flip", "keep")
+_SHARP, _SHARPEN = 10.0, 0.01  # k at first, of one frame, and how fast its logarithm is learned
 _FORWARD = 256  # frames per pass when scoring: always this many, so that a score does not depend on its neighbours
 _BINS = 10
 
@@ -92,7 +95,7 @@ class Pairs:
 
 
 def preference_loss(
-    sums: Tensor, answer: Tensor, weight: Tensor, log_tie: Tensor, margin: float = 0.0, smoothing: float = 0.0
+    sums: Tensor, answer: Tensor, weight: Tensor, log_tie: Tensor, margin: float | Tensor = 0.0, smoothing: float = 0.0
 ) -> Tensor:
     """Weighted cross-entropy of Davidson's model.
 
@@ -223,8 +226,8 @@ def fit_reward_model(
         pull = (frame_label - frame_label.mean()) / (spread if spread > 0 else 1.0)
     tried = {}
     for weight in config.frame_weights if pull is not None and len(held_out) else (0.0,):
-        model, log_tie, epochs = _fit(inputs, train, held_out, config, pull, weight)
-        loss = float(_losses(model, inputs, held_out, log_tie).mean()) if len(held_out) else 0.0
+        model, odds, epochs = _fit(inputs, train, held_out, config, pull, weight)
+        loss = float(_losses(model, inputs, held_out, odds).mean()) if len(held_out) else 0.0
         tried[weight] = (loss, model, epochs)
     frame_weight = min(tried, key=lambda weight: tried[weight][0])
     _, model, epochs = tried[frame_weight]
@@ -338,13 +341,14 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -x))
 
 
-def _losses(model: RewardModel, inputs: Rows, pairs: Pairs, log_tie: Tensor) -> np.ndarray:
+def _losses(model: RewardModel, inputs: Rows, pairs: Pairs, odds: Tensor) -> np.ndarray:
     """(M,) loss of each member, without margin or smoothing."""
     unique, index = np.unique(pairs.rows, return_inverse=True)
     sums = model.members(inputs, unique)[:, index.reshape(pairs.rows.shape)].sum(-1)
     answer = torch.from_numpy(pairs.answer.astype(np.int64)).expand(len(sums), -1)
     weight = torch.from_numpy(pairs.weight.astype(np.float32)).expand(len(sums), -1)
-    return preference_loss(torch.from_numpy(sums), answer, weight, log_tie).detach().numpy()
+    log_tie, log_sharp = odds.detach()
+    return preference_loss(log_sharp.exp()[:, None, None] * torch.from_numpy(sums), answer, weight, log_tie).numpy()
 
 
 def _fit(
@@ -355,7 +359,7 @@ def _fit(
     pull: np.ndarray | None,
     frame_weight: float,
 ) -> tuple[RewardModel, Tensor, int]:
-    """Model, log nu (M,) and how many passes gave the least held-out loss."""
+    """Model, log nu and log k (2, M), and how many passes gave the least held-out loss."""
     seeds = [config.seed * 1000 + m for m in range(config.members)]
     ensemble = Ensemble(config.network, inputs.shape[1:], config.hidden_sizes, seeds)
     used, index = np.unique(train.rows, return_inverse=True)
@@ -372,36 +376,39 @@ def _fit(
     weight = torch.from_numpy(train.weight.astype(np.float32))
     ties = config.ties == "davidson" and bool((train.answer == Answer.NO_PREFERENCE).any())
     log_tie = torch.zeros(config.members) if ties else torch.full((config.members,), -torch.inf)
-    log_tie.requires_grad_(ties)
-    parameters = list(ensemble.parameters.values())
-    optimizer = torch.optim.Adam([*parameters, log_tie] if ties else parameters, lr=config.learning_rate)
+    bounded = model.scale != "unbounded"
+    log_sharp = torch.full((config.members,), np.log(_SHARP / train.rows.shape[2]) if bounded else 0.0)
+    groups: list[dict[str, Any]] = [{"params": list(ensemble.parameters.values())}]
+    groups += [{"params": [log_tie.requires_grad_()]}] if ties else []
+    groups += [{"params": [log_sharp.requires_grad_()], "lr": _SHARPEN}] if bounded else []
+    optimizer = torch.optim.Adam(groups, lr=config.learning_rate)
     orders = [np.random.default_rng(seed) for seed in seeds]
-    best, best_epoch, kept = np.inf, 0, _copy(ensemble, log_tie)
+    best, best_epoch, kept = np.inf, 0, _copy(ensemble, log_tie, log_sharp)
     for epoch in range(1, config.epochs + 1):
         order = torch.from_numpy(np.stack([rng.permutation(len(train)) for rng in orders]))
         for start in range(0, len(train), config.batch_size):
             batch = order[:, start : start + config.batch_size]  # (M, B)
             rows = places[batch]  # (M, B, 2, T)
             rewards = ensemble.rewards(data[rows.flatten(1)]).view(rows.shape)
-            loss = preference_loss(
-                rewards.sum(-1), answer[batch], weight[batch], log_tie, config.margin, config.smoothing
-            )
+            sharp = log_sharp.exp()[:, None, None]
+            sums, margin = sharp * rewards.sum(-1), sharp * config.margin
+            loss = preference_loss(sums, answer[batch], weight[batch], log_tie, margin, config.smoothing)
             if target is not None and frame_weight:
                 loss = loss + frame_weight * (rewards - target[rows]).square().mean((1, 2, 3))
             optimizer.zero_grad(set_to_none=True)
             loss.sum().backward()
             optimizer.step()
         if not len(held_out):
-            best_epoch, kept = epoch, (ensemble.parameters, log_tie.detach())
+            best_epoch, kept = epoch, (ensemble.parameters, torch.stack([log_tie, log_sharp]).detach())
             continue
-        now = float(_losses(model, inputs, held_out, log_tie).mean())
+        now = float(_losses(model, inputs, held_out, torch.stack([log_tie, log_sharp])).mean())
         if now < best - 1e-5:
-            best, best_epoch, kept = now, epoch, _copy(ensemble, log_tie)
+            best, best_epoch, kept = now, epoch, _copy(ensemble, log_tie, log_sharp)
         elif epoch - best_epoch >= config.patience:
             break
     ensemble.parameters = kept[0]
     return model, kept[1], best_epoch
 
 
-def _copy(ensemble: Ensemble, log_tie: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    return {name: value.detach().clone() for name, value in ensemble.parameters.items()}, log_tie.detach().clone()
+def _copy(ensemble: Ensemble, *odds: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    return {name: value.detach().clone() for name, value in ensemble.parameters.items()}, torch.stack(odds).detach()
