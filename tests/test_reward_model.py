@@ -108,7 +108,7 @@ def test_it_finds_the_reward_behind_the_preferences(length: int) -> None:
 
 
 def test_answers_without_errors_do_not_make_all_that_is_good_alike() -> None:
-    """With the tanh's range as log-odds, rewards run into both ends: the upper quarter would span 1.5 % of the range."""
+    """With a tanh's range as log-odds, rewards run into both ends: the upper quarter would span 2 % of it."""
     rng = np.random.default_rng(0)
     x = rng.uniform(size=(1000, 1)).astype(np.float32)
     rows = rng.integers(1000, size=(1000, 2, 1))

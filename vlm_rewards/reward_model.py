@@ -2,9 +2,11 @@
 
 The reward of a segment is the sum over its frames, s = k sum_t r(x_t). Rewards that end in a tanh differ by 2 at most,
 which would make nobody sure of anything: fitted to answers without errors they run into both ends, and whatever is
-better than most becomes alike. So k, how sharply rewards are told apart, is learned with them, per member. Ties follow Davidson (1970): the log-odds of
-(first, second, neither) are s1, s2, (s1 + s2) / 2 + log nu, nu learned per member. Without ties this is Bradley and
-Terry's P(second) = sigmoid(s2 - s1), the loss of RL-VLM-F and PEBBLE, which have k = 1.
+better than most becomes alike. So k, how sharply rewards are told apart, is learned with them, per member.
+
+Ties follow Davidson (1970): the log-odds of (first, second, neither) are s1, s2, (s1 + s2) / 2 + log nu, nu learned per
+member. Without ties this is Bradley and Terry's P(second) = sigmoid(s2 - s1), the loss of RL-VLM-F and PEBBLE, which
+have k = 1.
 """
 
 import dataclasses
