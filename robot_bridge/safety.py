@@ -535,6 +535,8 @@ class SafetyFilter:
         if self._measured_at == self._told_at or self.motion is None or self._measured is None:
             return
         if self._unheard and self._told is not None and not self._shadow:
+            if now - self._measured_at > _QUIET * self.config.joint_timeout:  # too old to say where the arm is
+                return
             self._take_up(now)
         self._unheard, self._told_at = False, self._measured_at
         self._told = self.motion.position if self.motion else None

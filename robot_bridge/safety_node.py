@@ -160,7 +160,8 @@ class SafetyNode:
             joints = self._joints
             position, velocity = self.commands.coordinates(joints.position, joints.velocity)
             self._measured = position
-            self.filter.measure(position, velocity, joints.oldest(self._group))
+            # One that took long is as old as that: an arm that follows would look like one that hung.
+            self.filter.measure(position, velocity, joints.oldest(self._group) - self._robot_clock.lateness)
         for topic, data, at in arrived:
             if topic not in self._states:
                 self._handle(topic, data, at)

@@ -233,6 +233,12 @@ def test_a_trajectory_bears_its_time_only_where_the_robot_reads_our_clock() -> N
     for k in range(30):  # another clock, 20 ms behind
         clock.hear(k * 5 * ms, k * 5 * ms + 21 * ms)
     assert not clock.agrees
+    assert clock.lateness == 0.0
+    clock.hear(0, 71 * ms)
+    assert clock.lateness == pytest.approx(0.05)
+    for _ in range(2100):  # what lasts is how this robot is
+        clock.hear(0, 71 * ms)
+    assert clock.lateness == 0.0
 
 
 def test_trajectories_that_arrive_late_do_not_make_the_controller_hurry() -> None:

@@ -38,6 +38,24 @@ def test_an_arm_whose_joints_are_not_heard_is_at_rest_in_time(tmp_path: Path, fa
     assert rig.still_after(since) < rig.profile.safety.joint_timeout + BRAKING + SERVO
 
 
+@pytest.mark.parametrize("seconds", [0.03, 0.07, 0.1, 0.12, 0.2])
+@pytest.mark.parametrize("adapter", ["jtc", "forward_position"])
+def test_joint_states_that_come_late_do_not_pull_the_command_back(tmp_path: Path, seconds: float, adapter: str) -> None:
+    """They show an arm that follows where it was, as if it had hung."""
+    rig = LateRig(tmp_path, **(FORWARD if adapter != "jtc" else {}))
+    rig.moving()
+    rig.run(0.5)
+    rig.inject("delay", of="joint_states", seconds=seconds)
+    rig.run(0.4)
+    rig.inject("none")
+    rig.run(0.5)
+    assert rig.state in ("RUNNING", "HOLD")
+    record = rig.record()
+    assert asked_speed(record).max() < (1.15 if adapter == "jtc" else 1.3)  # steps of a tick in control steps of 4 ms
+    assert measured_speed(record).max() < 1.15
+    assert asked_acceleration(record).max() < 1.2
+
+
 @pytest.mark.parametrize("by", [0.15, 0.5, -0.15, -0.5])
 def test_an_encoder_that_jumps_does_not_send_the_arm_past_its_limit(tmp_path: Path, by: float) -> None:
     """It looks like an arm that is far behind: a trajectory that is given long to its first point may overshoot."""
