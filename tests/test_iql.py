@@ -6,8 +6,9 @@ import torch
 
 from embodied.contracts.batch import Batch
 from embodied.policies.bc import BC, BCConfig
+from embodied.policies.critics import ScalarCritic
 from embodied.policies.iql import IQL, PRESETS, IQLConfig
-from embodied.policies.networks import Actor, Critic, Value
+from embodied.policies.networks import Actor, Value
 
 torch.set_num_threads(1)
 D, A, B = 3, 2, 16
@@ -41,7 +42,7 @@ def _double():
 class Net:
     """One hidden ReLU layer in NumPy, with its gradient and Adam: written without torch."""
 
-    def __init__(self, module: Actor | Critic | Value, entry: int = 0) -> None:
+    def __init__(self, module: Actor | ScalarCritic | Value, entry: int = 0) -> None:
         layers = module.mlp.layers
         self.p = [t[entry].detach().numpy().copy() for layer in layers for t in (layer.weight, layer.bias)]
         self.m = [np.zeros_like(p) for p in self.p]
