@@ -17,8 +17,8 @@ class CommandTopic:
     def __init__(self, transport: Any, topic: str, message_type: str) -> None:
         self.topic, self.message_type, self._transport = topic, message_type, transport
         self._publisher = transport.publisher(topic, message_type, COMMAND)
-        # Receives nothing of use: it counts who else commands the robot.
-        self._rivals = transport.subscriber(topic, message_type, LATEST, lambda data, at: None)
+        # It counts who else commands the robot. To look at what comes, our own commands, would hold every tick up.
+        self._rivals = transport.subscriber(topic, message_type, LATEST, None)
 
     def write(self, data: bytes) -> None:
         self._publisher.write(data)

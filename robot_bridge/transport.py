@@ -99,6 +99,10 @@ def resolve(name: str, node: str, namespace: str) -> str:
     return name
 
 
+def unread(data: bytes, received_ns: int) -> None:
+    """The callback of a subscription that only counts who publishes."""
+
+
 def _check(name: str, what: str) -> None:
     tokens = name.removeprefix("/").split("/")
     if not all(_NAME.fullmatch(token) for token in tokens):

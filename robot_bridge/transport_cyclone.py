@@ -20,7 +20,7 @@ from embodied.robot_bridge.dds_endpoints import Callback, CyclonePublisher, Cycl
 from embodied.robot_bridge.dds_graph import GraphView
 from embodied.robot_bridge.dds_services import Client, Handler, Server, make_id, user_data
 from embodied.robot_bridge.qos import KEEP_ALL, SERVICES, QosProfile
-from embodied.robot_bridge.transport import Graph, full_name, resolve
+from embodied.robot_bridge.transport import Graph, full_name, resolve, unread
 
 log = logging.getLogger(__name__)
 
@@ -123,15 +123,20 @@ class CycloneTransport:
             self._announce()
             return self._publishers[-1]
 
-    def subscriber(self, topic: str, message_type: str, qos: QosProfile, callback: Callback) -> CycloneSubscriber:
+    def subscriber(
+        self, topic: str, message_type: str, qos: QosProfile, callback: Callback | None
+    ) -> CycloneSubscriber:
         """A subscription; `callback(data, received_monotonic_ns)` runs on the dispatcher thread."""
         with self._lock:
             self._check_open()
             name = f"rt{resolve(topic, self.node, self.namespace)}"
             announced = f"typehash={_hash(message_type)};"
-            subscriber = self._reader(name, carrier_class(message_type), qos, announced, callback)
+            subscriber = self._reader(name, carrier_class(message_type), qos, announced, callback or unread)
             self._subscribers.append(subscriber)
-            self._listen(subscriber)
+            if callback is None:  # nothing wakes the dispatcher; what comes is replaced by what comes next
+                self._announce()
+            else:
+                self._listen(subscriber)
             return subscriber
 
     def service(self, name: str, service_type: str, handler: Handler) -> None:
@@ -153,7 +158,7 @@ class CycloneTransport:
         read, write = (0, 1) if serves else (1, 0)
         announced = [user_data(key, identity, kind) for kind in (_known(kinds[0]), kinds[1])]
         writer = self._writer(topics[write], service_class(kinds[write]), SERVICES, announced[write])
-        reader = self._reader(topics[read], service_class(kinds[read]), SERVICES, announced[read], _unused)
+        reader = self._reader(topics[read], service_class(kinds[read]), SERVICES, announced[read], unread)
         return reader, writer
 
     def call(self, name: str, service_type: str, request: bytes, timeout_s: float) -> bytes:
@@ -245,7 +250,3 @@ def _hash(message_type: str) -> str:
 
 def _guids(ends: Sequence[Any]) -> tuple[bytes, ...]:
     return tuple(end.entity.get_guid().bytes for end in ends)
-
-
-def _unused(data: bytes, received_ns: int) -> None:
-    """Readers of services are drained by their Server or Client."""

@@ -18,7 +18,7 @@ from typing import Any
 from embodied.contracts.errors import TransportError
 from embodied.robot_bridge import messages, parameters
 from embodied.robot_bridge.qos import QosProfile, incompatibility
-from embodied.robot_bridge.transport import Endpoint, Graph, Service, full_name, mismatch, resolve
+from embodied.robot_bridge.transport import Endpoint, Graph, Service, full_name, mismatch, resolve, unread
 
 log = logging.getLogger(__name__)
 Callback = Callable[[bytes, int], None]
@@ -251,8 +251,8 @@ class MemoryTransport:
         self.publishers.append(MemoryPublisher(self._bus, self._endpoint(topic, message_type, True, qos)))
         return self.publishers[-1]
 
-    def subscriber(self, topic: str, message_type: str, qos: QosProfile, callback: Callback) -> MemorySubscriber:
-        subscriber = MemorySubscriber(self._bus, self._endpoint(topic, message_type, False, qos), callback)
+    def subscriber(self, topic: str, message_type: str, qos: QosProfile, callback: Callback | None) -> MemorySubscriber:
+        subscriber = MemorySubscriber(self._bus, self._endpoint(topic, message_type, False, qos), callback or unread)
         self.subscribers.append(subscriber)
         if qos.latched:
             for publisher in self._bus.publishers(subscriber.topic):

@@ -21,7 +21,7 @@ from embodied.robot_bridge import messages, parameters
 from embodied.robot_bridge.dds_domain import MAX_DOMAIN, default_domain
 from embodied.robot_bridge.qos import SERVICES, QosProfile, incompatibility
 from embodied.robot_bridge.ros_installation import environment_of, from_ros, import_rclpy, interface, to_ros
-from embodied.robot_bridge.transport import Endpoint, Graph, Service, full_name, mismatch, resolve
+from embodied.robot_bridge.transport import Endpoint, Graph, Service, full_name, mismatch, resolve, unread
 
 log = logging.getLogger(__name__)
 Callback = Callable[[bytes, int], None]
@@ -213,8 +213,9 @@ class RclpyTransport:
         self._publishers.append(publisher)
         return publisher
 
-    def subscriber(self, topic: str, message_type: str, qos: QosProfile, callback: Callback) -> RclpySubscriber:
-        subscriber = RclpySubscriber(self._endpoint(topic, message_type, False, qos), callback, self._offers)
+    def subscriber(self, topic: str, message_type: str, qos: QosProfile, callback: Callback | None) -> RclpySubscriber:
+        endpoint = self._endpoint(topic, message_type, False, qos)
+        subscriber = RclpySubscriber(endpoint, callback or unread, self._offers)
         subscriber.entity = self._ros.create_subscription(
             interface(message_type),
             subscriber.topic,

@@ -253,6 +253,22 @@ class TransportConformance:
         two.close()
         assert wait(lambda: publisher.matched == 1, 2.0)
 
+    def test_a_subscription_that_only_counts_holds_nothing_up(self, make: Make) -> None:
+        got: list[bytes] = []
+        listener, talker = make("listener"), make("talker")
+        counting = listener.subscriber("/t", m.STRING, LATEST, None)
+        own = talker.subscriber("/t", m.STRING, LATEST, None)
+        listener.subscriber("/t", m.STRING, QosProfile(100), lambda data, at: got.append(data))
+        publisher = talker.publisher("/t", m.STRING, QosProfile(100))
+        assert wait(lambda: publisher.matched == 3 and counting.matched == own.matched == 1)
+        time.sleep(0.2)
+        for k in range(50):
+            publisher.write(m.string(str(k)))
+            time.sleep(0.002)
+        assert wait(lambda: len(got) == 50)
+        make("rival").publisher("/t", m.STRING, DEFAULT)
+        assert wait(lambda: counting.matched == own.matched == 2)
+
     def test_incompatible_endpoints_stay_silent_and_both_say_so(self, make: Make) -> None:
         got: list[bytes] = []
         receiver, sender = make("listener"), make("talker")

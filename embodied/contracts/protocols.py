@@ -130,8 +130,10 @@ class Transport(Protocol):
 
     def publisher(self, topic: str, message_type: str, qos: Any) -> Publisher: ...
 
-    def subscriber(self, topic: str, message_type: str, qos: Any, callback: Callable[[bytes, int], None]) -> Subscriber:
-        """`callback(data, received_monotonic_ns)`."""
+    def subscriber(
+        self, topic: str, message_type: str, qos: Any, callback: Callable[[bytes, int], None] | None
+    ) -> Subscriber:
+        """`callback(data, received_monotonic_ns)`; None: only who publishes counts, and what comes is not looked at."""
         ...
 
     def service(self, name: str, service_type: str, handler: Callable[[bytes], bytes]) -> None:
