@@ -109,19 +109,20 @@ class JtcAdapter(TopicAdapter):
     def send(self, tick: Tick, measured: np.ndarray, now: float, stamp_ns: int) -> bool:
         if tick.plan is None:
             return False
-        plan, count, stamp = shaped(tick.plan), len(self.names), stamp_ns if self.clock_agrees else 0
-        if tick.heard_at is None or tick.motion is None:
-            stamp = 0
-        elif tick.silence <= self._usual:
-            later = unhurried(plan, tick.heard_at, self.limits.velocity, self._usual)
-            plan, stamp, self._resting = later, stamp if later is plan else 0, _NEVER
-        else:
-            plan, stamp = shaped(resting(tick.plan, tick.heard_at, tick.motion, self.limits)), 0
+        count, stamp = len(self.names), 0
+        if tick.heard_at is not None and tick.motion is not None and tick.silence > self._usual:
             began, ends = self._resting
             if began <= now < ends:  # it brakes: to be told anew would only take it longer
                 return False
+            plan = shaped(resting(tick.plan, tick.heard_at, tick.motion, self.limits))
             if now < began:
                 self._resting = now, now + float(plan.times[-1])
+        else:
+            plan = shaped(tick.plan)
+            if tick.heard_at is not None and tick.motion is not None:
+                on_time, self._resting = plan, _NEVER
+                plan = unhurried(plan, tick.heard_at, self.limits.velocity, self._usual)
+                stamp = stamp_ns if self.clock_agrees and plan is on_time else 0
         positions, velocities = plan.positions[:, :count], plan.velocities[:, :count]
         rising = (np.diff(np.round(plan.times * 1e9)) > 0).all()
         if not (rising and np.isfinite(positions).all() and np.isfinite(velocities).all()):
