@@ -6,15 +6,14 @@ between the two is what the rewards contributed.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from embodied.contracts.batch import Batch
 from embodied.policies.bundle import unstack
 from embodied.policies.configure import Count, Positive
-from embodied.policies.loop import Adam, load_module, module_tensors
+from embodied.policies.loop import ActorAlone, Adam
 from embodied.policies.losses import gaussian_log_prob
 from embodied.policies.networks import Actor, clip_actions, generators
 
@@ -52,7 +51,7 @@ PRESETS: dict[str, BCConfig] = {
 DEFAULT_PRESET = "default"
 
 
-class BC:
+class BC(ActorAlone):
     """S learners, one per seed; every tensor carries the stack axis S first."""
 
     def __init__(
@@ -91,15 +90,3 @@ class BC:
     def actor_state(self, index: int) -> dict[str, Tensor]:
         """The actor of one seed, as a bundle takes it."""
         return unstack(self.actor.state_dict(), index)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return (
-            {"step": torch.tensor(self.step)}
-            | module_tensors("actor", self.actor)
-            | self.actor_optimizer.tensors("actor_optimizer")
-        )
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.step = int(state["step"])
-        load_module("actor", self.actor, state)
-        self.actor_optimizer.load("actor_optimizer", state)

@@ -6,9 +6,8 @@ the mean of what was done, which may be what nobody did.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from embodied.contracts.batch import Batch
@@ -17,7 +16,7 @@ from embodied.datasets.draws import Stream
 from embodied.policies.actors import NOISES, FlowActor
 from embodied.policies.bundle import unstack
 from embodied.policies.configure import Count, Positive, WholeNumber
-from embodied.policies.loop import Adam, load_module, module_tensors
+from embodied.policies.loop import ActorAlone, Adam
 from embodied.policies.networks import generators
 from embodied.policies.noise import Noise
 
@@ -53,7 +52,7 @@ PRESETS: dict[str, FlowBCConfig] = {
 DEFAULT_PRESET = "default"
 
 
-class FlowBC:
+class FlowBC(ActorAlone):
     """S learners, one per seed; every tensor carries the stack axis S first. Actions are chunks, (S, B, H * A)."""
 
     def __init__(
@@ -111,15 +110,3 @@ class FlowBC:
     def actor_state(self, index: int) -> dict[str, Tensor]:
         """The actor of one seed, as a bundle takes it."""
         return unstack(self.actor.state_dict(), index)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return (
-            {"step": torch.tensor(self.step)}
-            | module_tensors("actor", self.actor)
-            | self.actor_optimizer.tensors("actor_optimizer")
-        )
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.step = int(state["step"])
-        load_module("actor", self.actor, state)
-        self.actor_optimizer.load("actor_optimizer", state)

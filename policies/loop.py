@@ -220,6 +220,26 @@ class Adam:
         self._steps.copy_(state[f"{prefix}.steps"])
 
 
+class ActorAlone:
+    """The checkpoint of a learner that trains an actor and nothing else."""
+
+    step: int
+    actor: torch.nn.Module
+    actor_optimizer: Adam
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return (
+            {"step": torch.tensor(self.step)}
+            | module_tensors("actor", self.actor)
+            | self.actor_optimizer.tensors("actor_optimizer")
+        )
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.step = int(state["step"])
+        load_module("actor", self.actor, state)
+        self.actor_optimizer.load("actor_optimizer", state)
+
+
 @torch.no_grad()
 def update_target(target: torch.nn.Module, online: torch.nn.Module, rate: float) -> None:
     """target <- (1 - rate) target + rate online, in place."""

@@ -5,13 +5,13 @@ one pass through one network, where a flow takes several.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from embodied.contracts.batch import Batch
-from embodied.policies.loop import Adam, load_module, module_tensors
+from embodied.policies.loop import ActorAlone, Adam
 from embodied.policies.networks import StackedMLP, generators
 
 LOG_STD_RANGE = (-4.0, 1.0)  # actions cut at the limits would drive a free deviation to 0
@@ -68,7 +68,7 @@ def mixture_nll(log_weight: Tensor, mean: Tensor, log_std: Tensor, actions: Tens
     return -torch.logsumexp(log_weight + log_density, -1)
 
 
-class MixtureBC:
+class MixtureBC(ActorAlone):
     """S behaviour models, one per seed, by maximum likelihood; the rate falls to 0 along a cosine over `steps`."""
 
     def __init__(
@@ -95,15 +95,3 @@ class MixtureBC:
         self.actor_optimizer.descend(loss.sum())
         self.step += 1
         return {"actor_loss": loss.detach()}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return (
-            {"step": torch.tensor(self.step)}
-            | module_tensors("actor", self.actor)
-            | self.actor_optimizer.tensors("actor_optimizer")
-        )
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.step = int(state["step"])
-        load_module("actor", self.actor, state)
-        self.actor_optimizer.load("actor_optimizer", state)
