@@ -14,7 +14,7 @@ import numpy as np
 
 from embodied.contracts.errors import InputError, MissingExtraError, suggest
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.sim.render import FastRenderer, load_mujoco
+from embodied.sim.render import Pictured, load_mujoco
 
 NAME, TASK = "metaworld/drawer-open", "drawer-open-v3"
 CONTROL_DT = 0.0125  # [s]
@@ -69,7 +69,7 @@ def dataset_spec(cameras: Sequence[str], image_size: int) -> DatasetSpec:
     return DatasetSpec(observations, images, action, CONTROL_DT, NAME)
 
 
-class DrawerEnv:
+class DrawerEnv(Pictured):
     """Gymnasium's reset and step over Meta-World's task.
 
     Args:
@@ -93,7 +93,6 @@ class DrawerEnv:
         self.model, self.data = self.task.model, self.task.data
         self.spec = dataset_spec(cameras, image_size)
         self.cameras, self._size = tuple(cameras), image_size
-        self._renderer: FastRenderer | None = None
 
     def drawer_place(self, seed: int) -> np.ndarray:
         """(3,) [m] where `reset(seed)` puts the drawer: uniform over Meta-World's range."""
@@ -124,17 +123,6 @@ class DrawerEnv:
         for camera in self.cameras:
             observation[f"images/{camera}"] = self.render(camera)
         return observation
-
-    def render(self, camera: str) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        if self._renderer is None:
-            self._renderer = FastRenderer(self.model, self._size, self._size)
-        return self._renderer.render(self.data, CAMERAS[camera])
-
-    def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
 
 
 def shaped_reward(task_reward: np.ndarray) -> np.ndarray:

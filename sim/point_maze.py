@@ -14,7 +14,7 @@ import numpy as np
 
 from embodied.contracts.errors import InputError, suggest
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.sim.render import FastRenderer, load_mujoco
+from embodied.sim.render import Pictured, load_mujoco
 
 NAME = "pointmaze/stitch"
 MAP = ("######", "#..###", "#....#", "######")
@@ -71,7 +71,7 @@ def dataset_spec(cameras: Sequence[str], image_size: int) -> DatasetSpec:
     return DatasetSpec(observations, images, action, CONTROL_DT, NAME)
 
 
-class PointMazeEnv:
+class PointMazeEnv(Pictured):
     """Gymnasium's reset and step.
 
     Args:
@@ -95,7 +95,6 @@ class PointMazeEnv:
         self.data = self._mujoco.MjData(self.model)
         self.spec = dataset_spec(cameras, image_size)
         self.cameras, self._size = tuple(cameras), image_size
-        self._renderer: FastRenderer | None = None
         self.goal = centre(GOAL)
 
     def reset(self, seed: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -132,17 +131,6 @@ class PointMazeEnv:
         for camera in self.cameras:
             observation[f"images/{camera}"] = self.render(camera)
         return observation
-
-    def render(self, camera: str) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        if self._renderer is None:
-            self._renderer = FastRenderer(self.model, self._size, self._size)
-        return self._renderer.render(self.data, CAMERAS[camera])
-
-    def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
 
 
 def shaped_reward(task_reward: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ import atexit
 import importlib
 import os
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -95,3 +96,29 @@ class FastRenderer:
     def close(self) -> None:
         """Free the GL context; called twice or at interpreter exit, it does no harm."""
         self._close()
+
+
+class Pictured:
+    """An environment's pictures, `_size` pixels square; the renderer is opened for the first.
+
+    Attributes:
+        model, data: MuJoCo's.
+        camera_names: our name of each camera -> the model's.
+    """
+
+    model: Any
+    data: Any
+    camera_names: Mapping[str, str]
+    _size: int
+    _renderer: FastRenderer | None = None
+
+    def render(self, camera: str) -> np.ndarray:
+        """(H, W, 3) uint8."""
+        if self._renderer is None:
+            self._renderer = FastRenderer(self.model, self._size, self._size)
+        return self._renderer.render(self.data, self.camera_names[camera])
+
+    def close(self) -> None:
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None

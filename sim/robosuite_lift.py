@@ -24,7 +24,7 @@ import numpy as np
 from embodied.contracts.errors import InputError, MissingExtraError, suggest
 from embodied.contracts.provenance import hash_file, hash_json
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.sim.render import FastRenderer, load_mujoco, use_software_gl
+from embodied.sim.render import Pictured, load_mujoco, use_software_gl
 
 CONTROL_DT = 0.1  # [s]
 HORIZON = 50  # control steps in an episode
@@ -185,7 +185,7 @@ def check_views(cameras: Sequence[str], image_size: int) -> None:
         raise InputError(f"An image size of {image_size} is not possible; give at least 1 pixel.")
 
 
-class LiftEnv:
+class LiftEnv(Pictured):
     """Gymnasium's reset and step over the servo-driven scene.
 
     Args:
@@ -205,7 +205,6 @@ class LiftEnv:
         self.data = mujoco.MjData(self.model)
         self.spec = dataset_spec(cameras, image_size)
         self.cameras, self._size = tuple(cameras), image_size
-        self._renderer: FastRenderer | None = None
         joint_ids = [self.model.joint(f"robot0_joint{i}").id for i in range(1, 8)]
         self.arm_qpos = self.model.jnt_qposadr[joint_ids]
         self.arm_dofs = self.model.jnt_dofadr[joint_ids]
@@ -300,17 +299,6 @@ class LiftEnv:
         for camera in self.cameras:
             observation[f"images/{camera}"] = self.render(camera)
         return observation
-
-    def render(self, camera: str) -> np.ndarray:
-        """(H, W, 3) uint8."""
-        if self._renderer is None:
-            self._renderer = FastRenderer(self.model, self._size, self._size)
-        return self._renderer.render(self.data, CAMERAS[camera])
-
-    def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
 
 
 REWARD_KEYS = ("cube_position", "eef_position", "cube_grasped")
