@@ -130,7 +130,7 @@ class FrameSetWriter:
             if not self._sent:
                 self._upload.send(self.path)
             shutil.rmtree(self.path, ignore_errors=True)
-        shutil.rmtree(self.staging)
+        self._staging.remove()
         if not self._upload and not any(self.staging.parent.iterdir()):
             self.staging.parent.rmdir()
 

@@ -6,7 +6,6 @@ overwritten. Editing a store (split, merge, filter, drop) leaves preferences out
 
 import dataclasses
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -141,7 +140,7 @@ def write_preferences(store: EpisodeStore, name: str, preferences: Preferences) 
         staging = Staging(Path(f"{store.path}.{KIND}-partial") / name, job, "preference set", LabelError)
         staging.claim({}, replace_if_without="*.npz")
         staging.publish(lambda folder: _fill(folder, preferences), Path(place))
-        shutil.rmtree(staging.folder)
+        staging.remove()
         if not any(staging.folder.parent.iterdir()):
             staging.folder.parent.rmdir()
         return

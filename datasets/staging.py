@@ -98,6 +98,15 @@ class Staging:
             shutil.rmtree(joined, ignore_errors=True)
             raise self._error(disk_message(error, joined)) from error
 
+    def remove(self) -> None:
+        """Remove the folder, its claim last: what a kill leaves is still this job's, and removed by the next run."""
+        for part in sorted(self.folder.iterdir()):
+            if part.is_dir():
+                shutil.rmtree(part)
+            elif part.name != "config.json":
+                part.unlink()
+        shutil.rmtree(self.folder)
+
 
 def disk_message(error: OSError, path: Path) -> str:
     """One or two lines for a write that failed: what, where, and what to do."""

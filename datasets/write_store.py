@@ -120,12 +120,12 @@ class StoreWriter:
             if not self._sent:
                 self._upload.send(self.path)
             shutil.rmtree(self.path, ignore_errors=True)
-        shutil.rmtree(self.staging)
+        self._staging.remove()
         return EpisodeStore(self.destination)
 
     def abandon(self) -> None:
         """Remove the staging folder and the episodes in it: for a source that cannot be finished as it is."""
-        shutil.rmtree(self.staging, ignore_errors=True)
+        self._staging.remove()
         if self._upload:
             self._upload.give_up()
 

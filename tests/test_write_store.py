@@ -15,7 +15,7 @@ import pytest
 
 from embodied.contracts.errors import InputError, StoreError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.datasets import write_arrays, write_store
+from embodied.datasets import staging, write_arrays
 from embodied.datasets.episode import Episode, Frames, end_flags, padded_last
 from embodied.datasets.store import EpisodeStore
 from embodied.datasets.write_arrays import ArrayStream
@@ -162,19 +162,23 @@ def test_bad_episode_and_missing_episode_are_refused(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def test_killed_after_the_last_rename_only_tidies_up(tmp_path, monkeypatch):
+@pytest.mark.parametrize("removed", [0, 1, 3])
+def test_killed_while_the_staging_folder_is_removed_only_tidies_up(tmp_path, monkeypatch, removed):
+    """After the last rename, before the first part is removed or with some gone already."""
     reference = tree(Path(write(tmp_path / "a").path))
     writer = StoreWriter(tmp_path / "s", SPEC, PROVENANCE)
     for index in range(EPISODES):
         writer.write_episode(index, make_episode(index))
-    real = write_store.shutil.rmtree
+    real, gone = staging.shutil.rmtree, []
 
     def interrupted(path, **options):
-        if Path(path) == writer.staging:
-            raise KeyboardInterrupt
+        if Path(path).parent == writer.staging and not options:
+            if len(gone) == removed:
+                raise KeyboardInterrupt
+            gone.append(path)
         real(path, **options)
 
-    monkeypatch.setattr(write_store.shutil, "rmtree", interrupted)
+    monkeypatch.setattr(staging.shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt):
         writer.finish(EPISODES)
     monkeypatch.undo()
