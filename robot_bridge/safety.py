@@ -388,11 +388,6 @@ class SafetyFilter:
         except Exception:  # the tick meets it again, and stops the arm in a controlled way
             log.exception("the next tick cannot be planned")
 
-    @property
-    def planned(self) -> bool:
-        """The next tick is planned, and takes that over if nothing happens before it that matters."""
-        return self._prepared is not None
-
     def _look_ahead(self) -> _Ahead | None:
         due = self._dirty or self._since_sent + 1 >= self.config.command_every
         if self.state is not State.RUNNING or self._path is None or self._timeline is None or self._quiet or not due:

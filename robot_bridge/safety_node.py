@@ -40,7 +40,7 @@ from embodied.robot_bridge.qos import COMMAND, DEFAULT, SENSOR_DATA
 from embodied.robot_bridge.robot_clock import RobotClock
 from embodied.robot_bridge.safety import Chunk, SafetyFilter, State, Tick
 from embodied.robot_bridge.safety_report import SafetyReport
-from embodied.robot_bridge.scheduling import Collector, raise_priority
+from embodied.robot_bridge.scheduling import PRIORITY, Collector, raise_priority
 from embodied.robot_bridge.tick_messages import ChunkReader, JointStateReader, TrajectoryWriter, read_flag
 
 log = logging.getLogger("safety")
@@ -109,7 +109,7 @@ class SafetyNode:
         self._inboxes: dict[str, collections.deque[tuple[str, Any, float]]] = {}
         self._handlers = self._subscribe()
         self._serve()
-        self._ticks, self._now = 0, clock()
+        self._ticks, self._now, self._prepared = 0, clock(), False
         self._heard, self._moved_at, self._last_tick, self._fault = self._now, wall(), -np.inf, ""
         self._chunk: tuple[str, int, float] | None = None  # run, sequence, observed_at of the newest
         self._shown: tuple[str, str] = ("", "")
@@ -283,11 +283,13 @@ class SafetyNode:
             with self._lock:
                 self._take()
                 self.filter.prepare()
+                self._prepared = True
 
     def _tick(self, started: float) -> Tick:
         now = self._follow_clock()
-        # A chunk that comes after the tick has been planned is for the next one: to plan anew would hold this one up.
-        self._take(CHUNK_TOPIC if self.filter.planned else "")
+        # A chunk that comes after `prepare` is for the next tick: to plan with it now would hold this one up.
+        self._take(CHUNK_TOPIC if self._prepared else "")
+        self._prepared = False
         self._watch(now)
         tick = self.filter.tick(now)
         stamp = self._stamp()
@@ -441,5 +443,10 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
 if __name__ == "__main__":
     parser = arguments("The safety filter between policy and robot.")
     parser.add_argument("--shadow", action="store_true", help="run as ever, send nothing to the robot")
-    parser.add_argument("--priority", type=int, default=0, help="SCHED_FIFO priority, 1 to 99; 0: ordinary scheduling")
+    parser.add_argument(
+        "--priority",
+        type=int,
+        default=PRIORITY,
+        help="SCHED_FIFO priority, 1 to 99, if permitted; 0: ordinary scheduling",
+    )
     run_process(main, parser)

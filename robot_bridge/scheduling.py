@@ -11,13 +11,16 @@ from types import TracebackType
 
 import numpy as np
 
+PRIORITY = 50  # what ros2_control's own loop asks for
 log = logging.getLogger("scheduling")
 
 WINDOW = 10.0  # lateness is judged over so long [s]
 
 
 def raise_priority(priority: int) -> str:
-    """Run this process ahead of others: SCHED_FIFO, else a negative nice value, else as it is. Says which, in words.
+    """Run this thread ahead of others: SCHED_FIFO, else a negative nice value, else as it is. Says which, in words.
+
+    Threads that it has started, and will start, stay ordinary: what receives messages may wait, a tick may not.
 
     Args:
         priority: SCHED_FIFO priority, 1 to 99; 0 asks for nothing.
@@ -25,7 +28,7 @@ def raise_priority(priority: int) -> str:
     if priority <= 0:
         return "ordinary scheduling"
     try:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+        os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(priority))
         return f"SCHED_FIFO, priority {priority}"
     except (OSError, AttributeError) as error:
         refused = error

@@ -436,12 +436,19 @@ def test_a_flood_of_joint_states_pushes_no_estop_out(tmp_path: Path) -> None:
     assert rig.state is State.ESTOP
 
 
-def test_a_chunk_that_comes_after_a_tick_was_planned_is_for_the_next_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("plans", [True, False])
+def test_a_chunk_that_comes_after_a_tick_was_prepared_is_for_the_next_one(tmp_path: Path, plans: bool) -> None:
+    """Whether that tick is one of those that plan or one between two of them."""
     rig = moving(rig_of(tmp_path).start())
     safety = rig.safety
     assert safety is not None
     safety.prepare()
-    assert safety.filter.planned
+    if (safety.filter._prepared is not None) != plans:
+        rig.clock.seconds += TICK
+        rig.robot.tick()
+        safety.tick()
+        safety.prepare()
+    assert (safety.filter._prepared is not None) == plans
     before = safety.filter.counts["chunks"]
     rig.offer(rig.path[-1])
     stop = rig.operator.publisher("/bridge/mode", m.STRING, DEFAULT)
@@ -450,7 +457,7 @@ def test_a_chunk_that_comes_after_a_tick_was_planned_is_for_the_next_one(tmp_pat
         rig.robot.tick()
         safety.tick()
         assert safety.filter.counts["chunks"] - before == expected
-        assert not safety.filter.planned
+        assert safety.filter._prepared is None
     safety.prepare()
     stop.write(m.string("stop"))
     safety.tick()  # what is not a chunk does not wait

@@ -80,4 +80,4 @@ def test_a_refused_priority_falls_back_and_says_so(monkeypatch: pytest.MonkeyPat
     given = []
     monkeypatch.setattr(os, "sched_setscheduler", lambda *arguments: given.append(arguments))
     assert raise_priority(50) == "SCHED_FIFO, priority 50"
-    assert given[0][:2] == (0, os.SCHED_FIFO)
+    assert given[0][:2] == (0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK)
