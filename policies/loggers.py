@@ -61,7 +61,7 @@ def _tensorboard(out: Path, name: str, settings: Mapping[str, Any]) -> Writer:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise MissingExtraError("tensorboard", None, "--log tensorboard") from error
+        raise MissingExtraError("tensorboard", "log", "--log tensorboard") from error
     writer = SummaryWriter(str(out / "tensorboard" / name))
     writer.add_text("settings", "\n".join(f"    {key}: {value}" for key, value in settings.items()))
 

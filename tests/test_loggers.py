@@ -40,10 +40,7 @@ def test_a_missing_package_is_named(kind: str, tmp_path: Path, monkeypatch: pyte
 
 
 def test_tensorboard_has_a_run_per_policy(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import (  # pyright: ignore[reportMissingImports]
-        EventAccumulator,
-    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     write("tensorboard", tmp_path)
     for index, name in enumerate(("seed_000", "seed_001")):
