@@ -1,55 +1,28 @@
 """`embodied train mbrcsl`: behaviour rolled out in learned dynamics; the best of it is cloned by return."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
-
-from tyro.conf import Positional
 
 from embodied.config import Setting
 from embodied.progress import Progress
-from embodied.train_model_based import train_on_model
-from embodied.verbs import Touches
+from embodied.train_model_based import TrainModelBased, touches, train_on_model
+
+__all__ = ["TrainMBRCSL", "as_text", "touches", "train_mbrcsl"]
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainMBRCSL:
+class TrainMBRCSL(TrainModelBased):
     """Train on the best of recorded behaviour imagined in learned dynamics, several seeds at once; resumes.
 
     Attributes:
-        store: EpisodeStore to learn from: behaviour, and where rollouts begin.
-        reward: label set, or `source`; the one that the dynamics learned.
-        dynamics: bundle of 'embodied train dynamics'.
-        out: folder to write: seed_000/ ... (bundles), metrics.jsonl, a checkpoint.
-        keys: observation keys of the policy; by default those of the dynamics.
-        seeds: how many policies.
-        seed: of the first; the others follow.
         steps: gradient steps, behaviour_share of them for the behaviour.
         preset: short (default, ours, for a CPU), pointmaze, manipulation.
         settings: changes to the preset, for example horizon 200 selection top_share.
-        device: cpu or cuda.
     """
 
-    store: Positional[Path]
-    reward: str
-    dynamics: Path
-    out: Path
-    keys: tuple[str, ...] = ()
-    seeds: int = 5
-    seed: int = 0
     steps: int = 10_000
     preset: str | None = None
     settings: dict[str, Setting] = dataclasses.field(default_factory=dict)
-    device: str = "cpu"
-
-    @property
-    def encoder(self) -> None:
-        """Dynamics know numbers, not pictures."""
-
-
-def touches(config: TrainMBRCSL) -> Touches:
-    labels = [] if config.reward == "source" else [config.store / "labels" / config.reward]
-    return Touches((config.store, config.dynamics, *labels), (config.out,), resumable=True)
 
 
 def train_mbrcsl(config: TrainMBRCSL, progress: Progress) -> dict[str, Any]:

@@ -1,18 +1,25 @@
 """True dynamics: a simulator set from recorded observations gives the recorded steps again."""
 
+import json
 import multiprocessing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from embodied.cli import main
 from embodied.contracts.errors import InputError
+from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
+from embodied.datasets.episode import Episode, end_flags, padded_last
+from embodied.policies.bundle import load_policy
 from embodied.policies.mopo import MOPOConfig
 from embodied.policies.networks import generators
 from embodied.policies.rollouts import Rollouts
 from embodied.policies.squashed import SquashedActor
 from embodied.sim.oracle import Oracle, reproduces
+from tests.made_stores import write_store
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -77,6 +84,55 @@ def test_a_foreign_action_or_observation_shows(tmp_path: Any) -> None:
     shuffled = reproduces(oracle, **(run | {"observations": run["observations"][:, ::-1]}))
     assert scaled["observation"]["median"] > 1e-2
     assert shuffled["observation"]["median"] > 1e-3
+
+
+@pytest.fixture(scope="module")
+def pendulums(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A store of 12 runs of InvertedPendulum, of unlike lengths."""
+    env, rng, episodes = gymnasium.make("InvertedPendulum-v5"), np.random.default_rng(0), []
+    for index in range(12):
+        seen, done, actions, rewards = [env.reset(seed=index)[0]], [], [], []
+        while not any(done) and len(actions) < 60:
+            # Held up by hand, more or less: an episode lasts longer the less noise there is.
+            push = 8.0 * seen[-1][1] + 2.0 * seen[-1][3] + 0.15 * index * rng.normal()
+            actions.append(np.clip([push / 3.0], -1.0, 1.0))
+            following, reward, terminated, _, _ = env.step(actions[-1] * 3.0)
+            seen, done, rewards = [*seen, following], [*done, terminated], [*rewards, reward]
+        rows = len(seen)
+        valid, ends, cuts = end_flags(rows - 1, rows, terminated=done[-1])
+        time = np.arange(rows) * 0.04
+        state = {"state": np.array(seen, np.float32)}
+        action, paid = (padded_last(np.array(x, np.float32), rows) for x in (actions, rewards))
+        episodes.append(Episode(state, {}, action, valid, ends, cuts, time, reward=paid))
+    spec = DatasetSpec({"state": ArraySpec((4,))}, {}, ActionSpec((1,)), 0.04, "InvertedPendulum-v5", True)
+    return str(write_store(tmp_path_factory.mktemp("pendulum") / "store", episodes, spec).path)
+
+
+@pytest.mark.parametrize(
+    ("learner", "settings"),
+    [
+        ("ravl", "rollouts 20 updates_per_epoch 5 members 3 hidden_sizes 8 batch_size 16"),
+        (
+            "mbrcsl",
+            "hidden_sizes 8 behaviour_hidden_sizes 8 batch_size 16 rollouts_at_once 10 selection top_share "
+            "top_share 0.5 keep 10",
+        ),
+    ],
+)
+def test_the_command_line_trains_in_the_simulator(
+    pendulums: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], learner: str, settings: str
+) -> None:
+    words = ["train", learner, pendulums, "--reward", "source", "--dynamics", "env:InvertedPendulum-v5"]
+    words += ["--out", str(tmp_path / "out"), "--seeds", "1", "--steps", "20", "--settings", *settings.split()]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    assert "InvertedPendulum-v5 repeats" in said.err
+    assert load_policy(tmp_path / "out/seed_000").act({"state": np.zeros(4, np.float32)}).shape == (1, 1)
+    if learner == "mbrcsl":  # every step of this environment pays 1: a return is a length
+        last = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
+        assert last["data_return"] == [60.0]
+        assert 1.0 <= last["target_return"][0] <= 60.0
+        assert last["rollouts"] == [20.0]
 
 
 def test_rows_stand_alone_whatever_the_threads() -> None:

@@ -138,10 +138,19 @@ def test_the_labels_own_model_pays_imagined_steps(made: dict[str, Path]) -> None
     assert not torch.allclose(plain.step(s, torch.zeros(300, 2), np.random.default_rng(1))[1], paid)
 
 
-def test_ravl_trains_on_it_from_the_command_line(made: dict[str, Path], tmp_path: Path) -> None:
-    command = ["train", "ravl", str(made["store"]), "--reward", "states", "--dynamics", str(made["dynamics"])]
+@pytest.mark.parametrize(
+    ("learner", "settings"),
+    [
+        ("ravl", "rollouts 20 updates_per_epoch 3"),
+        ("mbrcsl", "behaviour_hidden_sizes 8 rollouts_at_once 10 selection top_share top_share 0.5 keep 10"),
+    ],
+)
+def test_policies_train_on_it_from_the_command_line(
+    made: dict[str, Path], tmp_path: Path, learner: str, settings: str
+) -> None:
+    command = ["train", learner, str(made["store"]), "--reward", "states", "--dynamics", str(made["dynamics"])]
     command += ["--out", str(tmp_path / "out"), "--seeds", "1", "--steps", "6"]
-    small = ["--settings", "rollouts", "20", "updates_per_epoch", "3", "hidden_sizes", "8", "batch_size", "16"]
+    small = ["--settings", *settings.split(), "hidden_sizes", "8", "batch_size", "16"]
     assert main([*command, "--reward-model", str(made["folder"] / "states_model"), *small]) == 0
     assert (tmp_path / "out" / "seed_000" / "hashes.json").exists()
 
