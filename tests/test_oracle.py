@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from embodied.policies.networks import generators
 from embodied.policies.rollouts import Rollouts
 from embodied.policies.squashed import SquashedActor
 from embodied.sim.oracle import Oracle, reproduces
-from tests.made_stores import write_store
+
+sys.path.insert(0, str(Path(__file__).parent))
+from made_stores import write_store
 
 gymnasium = pytest.importorskip("gymnasium")
 
