@@ -64,10 +64,11 @@ def start(source: Path, store: Path) -> subprocess.Popen[str]:
 
 def test_killed_at_twenty_random_moments_an_import_ends_identical(tmp_path):
     source = make_source(tmp_path / "demos.hdf5")
-    child = start(source, tmp_path / "whole")
-    begun = time.monotonic()
-    assert child.communicate()[0] == "done\n"
-    seconds = time.monotonic() - begun
+    seconds = np.inf
+    for name in ("first", "whole"):  # the first of all may take several times as long
+        child, begun = start(source, tmp_path / name), time.monotonic()
+        assert child.communicate()[0] == "done\n"
+        seconds = min(seconds, time.monotonic() - begun)
     expected = contents(tmp_path / "whole")
     assert EpisodeStore(tmp_path / "whole").num_episodes == EPISODES - 1
     rng = np.random.default_rng(1)
