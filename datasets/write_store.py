@@ -1,5 +1,6 @@
 """Writing an EpisodeStore: episodes are staged one by one, then the store appears whole or not at all."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -125,7 +126,8 @@ class StoreWriter:
 
     def abandon(self) -> None:
         """Remove the staging folder and the episodes in it: for a source that cannot be finished as it is."""
-        self._staging.remove()
+        with contextlib.suppress(OSError):  # what is said is why it was abandoned
+            self._staging.remove()
         if self._upload:
             self._upload.give_up()
 
