@@ -35,6 +35,7 @@ _WAY = np.linspace(0.0, 1.0, 21)[:, None]  # shares of the time of a cubic
 _PAST = 0.01  # which may shoot past its end by so much [rad, m]
 _NEVER = (np.inf, np.inf)
 _STEP = 0.002  # between points where the robot stands still [s]
+_ON_TIME = 0.001  # a tick that is further off its time does not send what was made ready for it [s]
 HORIZON = 0.15  # a trajectory lasts at least this long, so that one lost message does not end it [s]
 
 
@@ -102,15 +103,24 @@ class JtcAdapter(TopicAdapter):
         super().__init__(profile, transport)
         self._writer = TrajectoryWriter(self.names)
         self._usual = profile.safety.joint_timeout / 2
+        # A plan that is expected, as a trajectory and as a message.
+        self._ready: tuple[Plan, Plan, bytes] | None = None
         self._resting = _NEVER  # when a robot that is not heard was told to rest, and when it will [s]
         limits, between = self.limits, (2 * profile.safety.command_every + 1) / profile.safety.rate_hz
         braking = limits.velocity / limits.acceleration + limits.acceleration / limits.jerk
         self.brake_time = max(HORIZON, between + float(braking.max()))
 
+    def expect(self, plan: Plan) -> None:
+        made = shaped(plan)
+        self._ready = plan, made, self._encode(0, made)
+
     def send(self, tick: Tick, measured: np.ndarray, now: float, stamp_ns: int) -> bool:
+        ready, self._ready = self._ready, None
         if tick.plan is None:
             return False
-        count, stamp = len(self.names), 0
+        if ready is not None and self._sent_ready(tick, *ready, stamp_ns):
+            return True
+        stamp = 0
         if tick.heard_at is not None and tick.motion is not None and tick.silence > self._usual:
             began, ends = self._resting
             if began <= now < ends:  # it brakes: to be told anew would only take it longer
@@ -124,10 +134,28 @@ class JtcAdapter(TopicAdapter):
                 on_time, self._resting = plan, _NEVER
                 plan = unhurried(plan, tick.heard_at, self.limits.velocity, self._usual)
                 stamp = stamp_ns if self.clock_agrees and plan is on_time else 0
+        self.topic.write(self._encode(stamp, plan))
+        return True
+
+    def _sent_ready(self, tick: Tick, expected: Plan, made: Plan, message: bytes, stamp_ns: int) -> bool:
+        """Whether what was made ready would do, and was sent: its stamp says when its times count from."""
+        plan, heard_at = tick.plan, tick.heard_at
+        if plan is None or plan.prepared is not expected.prepared or heard_at is None:
+            return False
+        late = plan.late - expected.late
+        if not (self.clock_agrees and tick.silence <= self._usual and abs(late) <= _ON_TIME):
+            return False
+        if unhurried(made, heard_at, self.limits.velocity, self._usual - late) is not made:
+            return False
+        self._resting = _NEVER
+        self.topic.write(self._writer.stamped(message, stamp_ns - round(late * 1e9)))
+        return True
+
+    def _encode(self, stamp_ns: int, plan: Plan) -> bytes:
+        count = len(self.names)
         positions, velocities = plan.positions[:, :count], plan.velocities[:, :count]
         nanoseconds = np.rint(plan.times * 1e9)
         rising = (nanoseconds[1:] > nanoseconds[:-1]).all()
         if not (rising and math.isfinite(positions.sum() + velocities.sum())):  # one that is not spoils the sum
             raise SafetyError("bug: a plan for the trajectory controller is not finite, or its times do not rise.")
-        self.topic.write(self._writer.encode(stamp, "", plan.times, positions, velocities))
-        return True
+        return self._writer.encode(stamp_ns, "", plan.times, positions, velocities)

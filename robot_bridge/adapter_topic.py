@@ -6,6 +6,7 @@ import numpy as np
 
 from embodied.contracts.errors import SafetyError
 from embodied.robot_bridge.limits import Limits
+from embodied.robot_bridge.motion_filter import Plan
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.qos import COMMAND, LATEST
 from embodied.robot_bridge.safety import Tick
@@ -71,6 +72,9 @@ class TopicAdapter:
     def obstacle(self) -> str:
         """Why the robot could not be driven; empty if it can."""
         return self.topic.obstacle()
+
+    def expect(self, plan: Plan) -> None:
+        """Shortly before a tick that will send this plan, unless something changes: do what can be done now."""
 
     def send(self, tick: Tick, measured: np.ndarray, now: float, stamp_ns: int) -> bool:
         """Send what the tick decided; whether anything went out.

@@ -13,6 +13,7 @@ from embodied.robot_bridge.adapter_servo_jog import ServoJogAdapter
 from embodied.robot_bridge.adapter_servo_twist import ServoTwistAdapter
 from embodied.robot_bridge.adapter_topic import TopicAdapter
 from embodied.robot_bridge.limits import Limits
+from embodied.robot_bridge.motion_filter import Plan
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.safety import Tick
 
@@ -75,6 +76,10 @@ class RobotCommands:
     def prepare(self) -> None:
         """Find out what `obstacle` needs to know; call now and then before arming."""
         self._arm.prepare()
+
+    def expect(self, plan: Plan) -> None:
+        """As `TopicAdapter.expect`."""
+        self._arm.expect(plan)
 
     def obstacle(self) -> str:
         """Why the robot could not be driven; empty if it can."""

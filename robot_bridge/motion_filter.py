@@ -38,11 +38,17 @@ class Motion:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A short trajectory from now that ends at rest: times (K,) [s] from now, positions and velocities (K, J)."""
+    """A short trajectory from now that ends at rest: times (K,) [s] from now, positions and velocities (K, J).
+
+    Attributes:
+        prepared: what it was made of before its tick: the same, but its times count from `late` seconds before now.
+    """
 
     times: np.ndarray
     positions: np.ndarray
     velocities: np.ndarray
+    prepared: "Plan | None" = None
+    late: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -79,8 +79,11 @@ class _Ahead:
     Attributes:
         before, path: the path as it was, and one tick later.
         grid: when the latter's present row is due [s].
-        timeline, wanted, targets: where it is to go, without limits and within them.
-        followed: the path that leads there, where it leaves the workspace, what it breaks, and the plan made of it.
+        timeline, wanted: where it is to go, without limits.
+        measured, targets, clamped, boxed: and within them: where the joints were, what became of it, and whether its
+            first row was limited by `max_step` or by the position box.
+        followed, motion: the path that leads there and the state it begins with.
+        outside, fault, plan: where it leaves the workspace, what it breaks, and the plan made of it.
     """
 
     before: Path
@@ -88,8 +91,12 @@ class _Ahead:
     grid: float
     timeline: Timeline | None
     wanted: np.ndarray
+    measured: np.ndarray | None
     targets: np.ndarray
+    clamped: bool
+    boxed: bool
     followed: Path
+    motion: Motion
     outside: str
     fault: str
     plan: Plan
@@ -359,7 +366,8 @@ class SafetyFilter:
         again = self._dirty or self._since_sent >= self.config.command_every
         due = quiet != before or (again and (not quiet or self._path.at_rest))
         plan = self._replan(now) if due else None
-        self.motion = self.filter.motion(self._path)
+        taken_over = ahead is not None and self._path is ahead.followed
+        self.motion = ahead.motion if ahead is not None and taken_over else self.filter.motion(self._path)
         return plan
 
     def _elapsed_ticks(self, now: float) -> int:
@@ -377,36 +385,40 @@ class SafetyFilter:
         self.counts["missed_ticks"] += max(0, steps - 1)
         return steps
 
-    def prepare(self) -> None:
+    def prepare(self) -> Plan | None:
         """Plan the next tick before it is due, as it would plan itself: it takes this over if all is still the same.
 
-        Call it shortly before a tick, when there is time, or never: ticks decide the same either way.
+        Call it shortly before a tick, when there is time, or never: ticks decide the same either way. Returns the plan
+        of a tick that is as late as the last was.
         """
         self._prepared = None
         try:
             self._prepared = self._look_ahead()
         except Exception:  # the tick meets it again, and stops the arm in a controlled way
             log.exception("the next tick cannot be planned")
+        ahead = self._prepared
+        usable = ahead is not None and self._now is not None and not (ahead.fault or ahead.outside)
+        return _later(ahead.plan, self._now - self._grid) if usable else None
 
     def _look_ahead(self) -> _Ahead | None:
         due = self._dirty or self._since_sent + 1 >= self.config.command_every
         if self.state is not State.RUNNING or self._path is None or self._timeline is None or self._quiet or not due:
             return None
         path, grid = self._path.advance(1), self._grid + self.filter.dt
-        wanted = targets = self._wanted(grid)
-        if len(wanted):
-            targets = self._within(wanted, path.position[2])[1]
-        followed = self.filter.follow(path, targets)
-        outside = self._leaves(followed) if len(targets) else ""
-        fault, plan = self.filter.violation(followed), self.filter.plan(followed)
-        return _Ahead(self._path, path, grid, self._timeline, wanted, targets, followed, outside, fault, plan)
+        wanted = self._wanted(grid)
+        within = self._within(wanted, path.position[2])
+        followed = self.filter.follow(path, within[0])
+        motion, outside = self.filter.motion(followed), self._leaves(followed) if len(wanted) else ""
+        done = (followed, motion, outside, self.filter.violation(followed), self.filter.plan(followed))
+        return _Ahead(self._path, path, grid, self._timeline, wanted, self._measured, *within, *done)
 
     def _replan(self, now: float) -> Plan | None:
         assert self._path is not None
         targets, limited = self._targets()
         ahead = self._prepared
-        if ahead is not None and (ahead.path is not self._path or not np.array_equal(targets, ahead.targets)):
-            ahead = None
+        if ahead is not None:
+            same = targets is ahead.targets or np.array_equal(targets, ahead.targets)
+            ahead = ahead if same and ahead.path is self._path else None
         path = ahead.followed if ahead else self.filter.follow(self._path, targets)
         outside = ""
         if len(targets) and self.state is State.RUNNING:
@@ -423,7 +435,7 @@ class SafetyFilter:
         self._path, self._dirty, self._since_sent = path, False, 0
         late = now - self._grid
         if ahead:
-            return dataclasses.replace(ahead.plan, times=ahead.plan.times - late)
+            return _later(ahead.plan, late)
         return self.filter.plan(path, late)
 
     def _targets(self) -> tuple[np.ndarray, bool]:
@@ -435,13 +447,11 @@ class SafetyFilter:
         if self.state is not State.RUNNING or self._timeline is None:
             return self._no_targets, False
         assert self._path is not None
-        wanted = self._wanted(self._grid)
-        if not len(wanted):
-            return self._no_targets, False
-        near, targets = self._within(wanted, self._path.position[2])
-        watched = self._watched
-        rows = [rows[0, watched].tolist() for rows in (wanted, near, targets)]
-        clamped, boxed = rows[1] != rows[0], rows[2] != rows[1]
+        ahead, wanted = self._prepared, self._wanted(self._grid)
+        if ahead and ahead.wanted is wanted and ahead.measured is self._measured and ahead.path is self._path:
+            targets, clamped, boxed = ahead.targets, ahead.clamped, ahead.boxed
+        else:
+            targets, clamped, boxed = self._within(wanted, self._path.position[2])
         self.counts["clamped"] += clamped * self._since_sent
         self.counts["boxed"] += boxed * self._since_sent
         return targets, clamped or boxed
@@ -456,17 +466,21 @@ class SafetyFilter:
         times = times[times <= timeline.end + self.filter.dt][:, None]
         return self.filter.aim(timeline, times, self.config.look_ahead) if len(times) else self._no_targets
 
-    def _within(self, wanted: np.ndarray, here: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`wanted` within `max_step` of the measured joints, and then also within the position box.
+    def _within(self, wanted: np.ndarray, here: np.ndarray) -> tuple[np.ndarray, bool, bool]:
+        """`wanted` within `max_step` of the measured joints and in the position box; which of them limits row 0.
 
         A joint that jumps away in the measurement must not pull the command along: it may stop it, no more.
         """
+        if not len(wanted):
+            return self._no_targets, False, False
         assert self._measured is not None
         limits = self.limits
         low = np.minimum(self._measured - limits.max_step, here)
         high = np.maximum(self._measured + limits.max_step, here)
         near = np.minimum(np.maximum(wanted, low), high)
-        return near, np.minimum(np.maximum(near, limits.low), limits.high)
+        targets = np.minimum(np.maximum(near, limits.low), limits.high)
+        first, limited, inside = [rows[0, self._watched].tolist() for rows in (wanted, near, targets)]
+        return targets, limited != first, inside != limited
 
     def _leaves(self, path: Path) -> str:
         """Where a path leaves the workspace: looked at where it ends, at rest, and at points on the way."""
@@ -606,6 +620,11 @@ class SafetyFilter:
         if (np.abs(self.motion.position - self._measured) > reach).any():
             return None
         return self.limits.clip_position(self._measured)
+
+
+def _later(plan: Plan, late: float) -> Plan:
+    """The plan, seen `late` seconds later."""
+    return Plan(plan.times - late, plan.positions, plan.velocities, plan, late)
 
 
 def _finite(values: np.ndarray) -> bool:

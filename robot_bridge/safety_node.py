@@ -149,7 +149,9 @@ class SafetyNode:
 
     def _take(self, later: str = "") -> None:
         """Read what has arrived, except on the topic that can wait."""
-        boxes = [box for topic, box in self._inboxes.items() if topic != later]
+        boxes = [box for topic, box in self._inboxes.items() if box and topic != later]
+        if not boxes:
+            return
         arrived = [box.popleft() for box in boxes for _ in range(len(box))]
         arrived.sort(key=_RECEIVED_AT)
         heard = False
@@ -282,7 +284,8 @@ class SafetyNode:
         if not self._sim_time:
             with self._lock:
                 self._take()
-                self.filter.prepare()
+                if plan := self.filter.prepare():
+                    self.commands.expect(plan)
                 self._prepared = True
 
     def _tick(self, started: float) -> Tick:

@@ -69,6 +69,11 @@ class TrajectoryWriter:
         stamp = _STAMP.pack(*divmod(stamp_ns, 10**9))
         return b"".join((_HEADER, stamp, prefix, _COUNT.pack(len(times)), points))
 
+    @staticmethod
+    def stamped(data: bytes, stamp_ns: int) -> bytes:
+        """A message that `encode` made, with another stamp."""
+        return _HEADER + _STAMP.pack(*divmod(stamp_ns, 10**9)) + data[12:]
+
 
 class JointStateReader:
     """JointStates of few publishers, each with the same joints in every message."""

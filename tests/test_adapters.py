@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.interpolate import CubicHermiteSpline
 
 sys.path.insert(0, str(Path(__file__).parent))
-from adapter_rig import AdapterRig, gantry_profile, gantry_scene
+from adapter_rig import TICK, AdapterRig, gantry_profile, gantry_scene
 from bridge_fixtures import tiny_profile
 
 from embodied.contracts.errors import ConfigError, SafetyError
 from embodied.robot_bridge import messages as m
 from embodied.robot_bridge.adapter_forward_position import ForwardPositionAdapter
 from embodied.robot_bridge.adapter_forward_velocity import ForwardVelocityAdapter
-from embodied.robot_bridge.adapter_jtc import HORIZON, SOONEST, resting, shaped, unhurried
+from embodied.robot_bridge.adapter_jtc import HORIZON, SOONEST, JtcAdapter, resting, shaped, unhurried
 from embodied.robot_bridge.adapter_servo_jog import ServoJogAdapter
 from embodied.robot_bridge.adapter_velocity import CORRECTION
 from embodied.robot_bridge.adapters import ADAPTERS, RobotCommands
@@ -169,6 +170,45 @@ def test_trajectories_are_what_a_trajectory_controller_accepts(tmp_path: Path) -
         assert trajectory.times[0] >= SOONEST
         assert HORIZON - 1e-6 <= trajectory.times[-1] <= 0.4
         assert not trajectory.velocities[-1].any()
+
+
+def paths_of(folder: Path, expects: bool, encoded: list[bool]) -> list[CubicHermiteSpline]:
+    """The paths that were sent, over the seconds since all began. Ticks come at odd times, some of them very late."""
+    rig, rng = rig_of(folder, "jtc").start(), np.random.default_rng(0)
+    safety, began, target = rig.safety, rig.clock.seconds, rig.arm.joint_state()[0]
+    assert safety is not None
+    adapter, sent, stamp = safety.commands._arm, len(rig.sent), rig.clock.stamp()
+    assert isinstance(adapter, JtcAdapter)
+    encode, ticking = adapter._encode, False
+    adapter._encode = lambda *plan: encoded.append(ticking) or encode(*plan)  # type: ignore[method-assign]
+    for step in range(1, 301):
+        if step % 10 == 1:
+            target = target + rng.uniform(-0.12, 0.12, 3) * [1, 1, 0.1]
+            rig.offer(target)
+        ticking, rig.clock.seconds = False, began + step * TICK - 0.001
+        rig.robot.tick()
+        safety.prepare()
+        if not expects:
+            adapter._ready = None
+        late = rng.uniform(0, 0.0008) + 0.003 * (step % 25 == 0)
+        ticking, rig.clock.seconds = True, began + step * TICK + late
+        safety.tick()
+    assert rig.robot.counts["rejected"] == 0
+    found = [m.read_joint_trajectory(data) for data in rig.sent[sent:]]
+    assert all(trajectory.stamp_ns for trajectory in found)
+    return [CubicHermiteSpline((t.stamp_ns - stamp) * 1e-9 + t.times, t.positions, t.velocities) for t in found]
+
+
+def test_a_message_that_was_made_ready_before_its_tick_says_the_same(tmp_path: Path) -> None:
+    encoded: tuple[list[bool], list[bool]] = ([], [])
+    plain, ready = [paths_of(tmp_path / str(k), bool(k), encoded[k]) for k in (0, 1)]
+    assert len(plain) == len(ready) == sum(encoded[0]) > 140
+    assert 0 < sum(encoded[1]) < 0.1 * len(ready)  # in a tick: where it was too late for what was ready
+    for ours, theirs in zip(ready, plain, strict=True):
+        assert abs(ours.x[0] - theirs.x[0]) < 0.01  # a point less where the tick came later than expected
+        times = np.linspace(max(ours.x[0], theirs.x[0]), min(ours.x[-1], theirs.x[-1]), 50)
+        np.testing.assert_allclose(ours(times), theirs(times), rtol=0, atol=1e-8)
+        assert ours.x[-1] - times[0] > HORIZON - SOONEST - 0.012
 
 
 def test_a_short_plan_is_padded_and_a_plan_keeps_its_points() -> None:
