@@ -73,33 +73,46 @@ class Tick:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Ahead:
-    """What the next tick plans if nothing that it depends on changes until then.
+class _Planned:
+    """What a tick plans if nothing that it depends on changes until then.
 
     Attributes:
-        before, path: the path as it was, and one tick later.
-        grid: when the latter's present row is due [s].
-        timeline, wanted: where it is to go, without limits.
+        timeline, wanted: where the path is to go, without limits.
         measured, targets, clamped, boxed: and within them: where the joints were, what became of it, and whether its
             first row was limited by `max_step` or by the position box.
-        followed, motion: the path that leads there and the state it begins with.
-        outside, fault, plan: where it leaves the workspace, what it breaks, and the plan made of it.
+        followed, outside, fault, plan: the path that leads there, where it leaves the workspace, what it breaks, and
+            the plan made of it.
     """
 
-    before: Path
-    path: Path
-    grid: float
-    timeline: Timeline | None
+    timeline: Timeline
     wanted: np.ndarray
     measured: np.ndarray | None
     targets: np.ndarray
     clamped: bool
     boxed: bool
     followed: Path
-    motion: Motion
     outside: str
     fault: str
     plan: Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ahead:
+    """The next tick.
+
+    Attributes:
+        before, path: the path as it was, and one tick later.
+        grid: when the latter's present row is due [s].
+        planned: None if it is none of those that plan.
+        ends, motion: the path that it ends with, and what the robot is told then.
+    """
+
+    before: Path
+    path: Path
+    grid: float
+    planned: _Planned | None
+    ends: Path
+    motion: Motion
 
 
 class SafetyFilter:
@@ -366,8 +379,7 @@ class SafetyFilter:
         again = self._dirty or self._since_sent >= self.config.command_every
         due = quiet != before or (again and (not quiet or self._path.at_rest))
         plan = self._replan(now) if due else None
-        taken_over = ahead is not None and self._path is ahead.followed
-        self.motion = ahead.motion if ahead is not None and taken_over else self.filter.motion(self._path)
+        self.motion = ahead.motion if ahead and self._path is ahead.ends else self.filter.motion(self._path)
         return plan
 
     def _elapsed_ticks(self, now: float) -> int:
@@ -386,57 +398,60 @@ class SafetyFilter:
         return steps
 
     def prepare(self) -> Plan | None:
-        """Plan the next tick before it is due, as it would plan itself: it takes this over if all is still the same.
+        """Work the next tick out before it is due, as it would itself: it takes this over if all is still the same.
 
         Call it shortly before a tick, when there is time, or never: ticks decide the same either way. Returns the plan
-        of a tick that is as late as the last was.
+        of a tick that is as late as the last was, if it is to plan.
         """
         self._prepared = None
         try:
             self._prepared = self._look_ahead()
         except Exception:  # the tick meets it again, and stops the arm in a controlled way
             log.exception("the next tick cannot be planned")
-        ahead = self._prepared
-        usable = ahead is not None and self._now is not None and not (ahead.fault or ahead.outside)
-        return _later(ahead.plan, self._now - self._grid) if usable else None
+        planned = self._prepared.planned if self._prepared else None
+        if planned is None or planned.fault or planned.outside or self._now is None:
+            return None
+        return _later(planned.plan, self._now - self._grid)
 
     def _look_ahead(self) -> _Ahead | None:
-        due = self._dirty or self._since_sent + 1 >= self.config.command_every
-        if self.state is not State.RUNNING or self._path is None or self._timeline is None or self._quiet or not due:
+        if self.state is not State.RUNNING or self._path is None or self._timeline is None or self._quiet:
             return None
         path, grid = self._path.advance(1), self._grid + self.filter.dt
+        ends, planned = path, None
+        if self._dirty or self._since_sent + 1 >= self.config.command_every:
+            planned = self._plan_ahead(path, grid, self._timeline)
+            ends = planned.followed
+        return _Ahead(self._path, path, grid, planned, ends, self.filter.motion(ends))
+
+    def _plan_ahead(self, path: Path, grid: float, timeline: Timeline) -> _Planned:
         wanted = self._wanted(grid)
         within = self._within(wanted, path.position[2])
         followed = self.filter.follow(path, within[0])
-        motion, outside = self.filter.motion(followed), self._leaves(followed) if len(wanted) else ""
-        done = (followed, motion, outside, self.filter.violation(followed), self.filter.plan(followed))
-        return _Ahead(self._path, path, grid, self._timeline, wanted, self._measured, *within, *done)
+        outside, fault = self._leaves(followed) if len(wanted) else "", self.filter.violation(followed)
+        return _Planned(timeline, wanted, self._measured, *within, followed, outside, fault, self.filter.plan(followed))
 
     def _replan(self, now: float) -> Plan | None:
         assert self._path is not None
         targets, limited = self._targets()
-        ahead = self._prepared
-        if ahead is not None:
-            same = targets is ahead.targets or np.array_equal(targets, ahead.targets)
-            ahead = ahead if same and ahead.path is self._path else None
-        path = ahead.followed if ahead else self.filter.follow(self._path, targets)
+        planned = self._prepared.planned if self._prepared and self._prepared.path is self._path else None
+        if planned and not (targets is planned.targets or np.array_equal(targets, planned.targets)):
+            planned = None
+        path = planned.followed if planned else self.filter.follow(self._path, targets)
         outside = ""
         if len(targets) and self.state is State.RUNNING:
-            outside = ahead.outside if ahead else self._leaves(path)
+            outside = planned.outside if planned else self._leaves(path)
         if outside:
             self.counts["workspace"] += 1
             self.hold(Cause.WORKSPACE, outside, now)
-            ahead, path = None, self.filter.follow(self._path, self._no_targets)
-        if fault := ahead.fault if ahead else self.filter.violation(path):
+            planned, path = None, self.filter.follow(self._path, self._no_targets)
+        if fault := planned.fault if planned else self.filter.violation(path):
             self.counts["violations"] += 1
             self._stop_for_bug(f"bug: the filter broke the {fault}", now)
             return None
         self._clamped_since = min(self._clamped_since, now) if limited else np.inf
         self._path, self._dirty, self._since_sent = path, False, 0
         late = now - self._grid
-        if ahead:
-            return _later(ahead.plan, late)
-        return self.filter.plan(path, late)
+        return _later(planned.plan, late) if planned else self.filter.plan(path, late)
 
     def _targets(self) -> tuple[np.ndarray, bool]:
         """Targets (F, J), one row per tick to come, none where it is to brake; and whether the first was limited."""
@@ -448,8 +463,9 @@ class SafetyFilter:
             return self._no_targets, False
         assert self._path is not None
         ahead, wanted = self._prepared, self._wanted(self._grid)
-        if ahead and ahead.wanted is wanted and ahead.measured is self._measured and ahead.path is self._path:
-            targets, clamped, boxed = ahead.targets, ahead.clamped, ahead.boxed
+        planned = ahead.planned if ahead and ahead.path is self._path else None
+        if planned and planned.wanted is wanted and planned.measured is self._measured:
+            targets, clamped, boxed = planned.targets, planned.clamped, planned.boxed
         else:
             targets, clamped, boxed = self._within(wanted, self._path.position[2])
         self.counts["clamped"] += clamped * self._since_sent
@@ -459,8 +475,8 @@ class SafetyFilter:
     def _wanted(self, grid: float) -> np.ndarray:
         """Where the policy wants the ticks after the one due at `grid` to go, (F, J); none where its chunks end."""
         ahead, timeline = self._prepared, self._timeline
-        if ahead is not None and ahead.timeline is timeline and ahead.grid == grid:
-            return ahead.wanted
+        if ahead and ahead.planned and ahead.planned.timeline is timeline and ahead.grid == grid:
+            return ahead.planned.wanted
         assert timeline is not None
         times = grid + self._coming
         times = times[times <= timeline.end + self.filter.dt][:, None]

@@ -443,12 +443,13 @@ def test_a_chunk_that_comes_after_a_tick_was_prepared_is_for_the_next_one(tmp_pa
     safety = rig.safety
     assert safety is not None
     safety.prepare()
-    if (safety.filter._prepared is not None) != plans:
+    assert safety.filter._prepared is not None
+    if (safety.filter._prepared.planned is not None) != plans:
         rig.clock.seconds += TICK
         rig.robot.tick()
         safety.tick()
         safety.prepare()
-    assert (safety.filter._prepared is not None) == plans
+    assert (safety.filter._prepared.planned is not None) == plans
     before = safety.filter.counts["chunks"]
     rig.offer(rig.path[-1])
     stop = rig.operator.publisher("/bridge/mode", m.STRING, DEFAULT)

@@ -286,7 +286,7 @@ class Prepared(Late):
             self.filter.prepare()
         ahead = self.filter._prepared
         tick = super().tick()
-        self.taken_over += ahead is not None and self.filter._path is ahead.followed
+        self.taken_over += bool(ahead and ahead.planned and self.filter._path is ahead.ends)
         if not soon or soon == 2:
             self.filter.prepare()  # a chunk, an operator or the robot may come before the tick
         return tick
