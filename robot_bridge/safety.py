@@ -17,7 +17,6 @@ not a rated safety function: it must sit behind the robot's own limits and a phy
 import dataclasses
 import logging
 import math
-from typing import Protocol
 
 import numpy as np
 
@@ -25,26 +24,16 @@ from embodied.robot_bridge import machine as transitions
 from embodied.robot_bridge.chunk import Chunk, Timeline, malformed, out_of_reach, schedule, untimely
 from embodied.robot_bridge.limits import Limits
 from embodied.robot_bridge.machine import ACTIVE, Cause, Inputs, Machine, State
+from embodied.robot_bridge.measured_arm import MeasuredArm
 from embodied.robot_bridge.motion_filter import Motion, MotionFilter, Path, Plan
+from embodied.robot_bridge.planner import Ahead, Box, Planner, Targets, later
 from embodied.robot_bridge.profile import Safety
 
 log = logging.getLogger("safety")
 
 _COUNTS = ("runs", "chunks", "rejected", "malformed_chunks", "late", "repeated", "far", "clamped", "boxed", "workspace")
 _COUNTS += ("tracking", "holds", "missed_ticks", "clock_jumps", "reseeded", "violations", "bugs")
-_QUIET = 0.5  # the arm brakes while its joints were not heard for longer than this share of joint_timeout
-_LEFT_BEHIND = 0.02  # an arm that fell behind by so many seconds of its way while unheard has not moved [s]
-_SLOWEST = 0.1  # of full speed, that way is counted as
-_OUTSIDE = 0.01  # a joint may stand this far outside its box when arming [rad, m]
 _EARLIEST, _LATEST = 0.25, 1.75  # ticks after the last one a tick still counts as the next
-
-
-class Box(Protocol):
-    """Where the arm may be (`kinematics.Workspace`)."""
-
-    def outside(self, q: np.ndarray) -> str:
-        """Empty, or which frame leaves the box and by how much."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,49 +59,6 @@ class Tick:
     motion: Motion | None = None
     heard_at: np.ndarray | None = None
     silence: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class _Planned:
-    """What a tick plans if nothing that it depends on changes until then.
-
-    Attributes:
-        timeline, wanted: where the path is to go, without limits.
-        measured, targets, clamped, boxed: and within them: where the joints were, what became of it, and whether its
-            first row was limited by `max_step` or by the position box.
-        followed, outside, fault, plan: the path that leads there, where it leaves the workspace, what it breaks, and
-            the plan made of it.
-    """
-
-    timeline: Timeline
-    wanted: np.ndarray
-    measured: np.ndarray | None
-    targets: np.ndarray
-    clamped: bool
-    boxed: bool
-    followed: Path
-    outside: str
-    fault: str
-    plan: Plan
-
-
-@dataclasses.dataclass(frozen=True)
-class _Ahead:
-    """The next tick.
-
-    Attributes:
-        before, path: the path as it was, and one tick later.
-        grid: when the latter's present row is due [s].
-        planned: None if it is none of those that plan.
-        ends, motion: the path that it ends with, and what the robot is told then.
-    """
-
-    before: Path
-    path: Path
-    grid: float
-    planned: _Planned | None
-    ends: Path
-    motion: Motion
 
 
 class SafetyFilter:
@@ -145,31 +91,25 @@ class SafetyFilter:
         self.counts: dict[str, int] = dict.fromkeys(_COUNTS, 0)
         self.motion: Motion | None = None
         self._workspace, self._shadow, self._streaming = workspace, shadow, streaming
-        self._watched = slice(-1 if gripper else None)  # joints that have to follow, and to be led within limits
+        watched = slice(-1 if gripper else None)  # joints that have to follow, and to be led within limits
+        self._arm, self._planner = (
+            MeasuredArm(limits, config, watched),
+            Planner(self.filter, config, workspace, watched),
+        )
         self._machine = Machine()
         self._path: Path | None = None
         self._now: float | None = None  # of the last tick
         self._grid = 0.0  # when the path's present row was due; ticks come a little earlier or later
-        self._ahead = config.command_every + 3  # a plan outlasts the next one by some ticks, then brakes
-        self._coming = self.filter.dt * (2 + np.arange(self._ahead))  # when the targets are for, from now on
-        self._no_targets = np.zeros((0, len(limits.names)))
         self._timeline: Timeline | None = None
         self._deadline = np.inf  # HOLD when it passes without a new chunk
         self._chunk: tuple[str, int] | None = None
         self._retired: list[str] = []  # policy runs that a newer one has replaced
-        self._measured: np.ndarray | None = None
-        self._speed = np.zeros(len(limits.names))
-        self._measured_at = self._deadman_at = self._estop_at = -np.inf
-        self._estop = False
-        self._clamped_since = self._error_since = np.inf
-        self._told: np.ndarray | None = None  # when the joints were last heard
-        self._told_at, self._behind = -np.inf, np.zeros(len(limits.names))  # and how far the arm was behind that
-        self._told_speed = np.zeros(len(limits.names))
-        self._unheard = self._quiet = False
+        self._deadman_at = self._estop_at = -np.inf
+        self._estop, self._clamped_since = False, np.inf
         self._yield: np.ndarray | None = None  # where to go in a HOLD because the arm did not follow
-        self._dirty, self._silent, self._since_sent = False, False, 0
+        self._dirty, self._silent, self._quiet, self._since_sent = False, False, False, 0
         self._events: list[str] = []
-        self._prepared: _Ahead | None = None
+        self._prepared: Ahead | None = None
 
     @property
     def state(self) -> State:
@@ -185,7 +125,7 @@ class SafetyFilter:
 
     def ages(self, now: float) -> dict[str, float]:
         """Seconds since each input was last heard; infinite before the first, and for a released deadman."""
-        heard = {"joints": self._measured_at, "deadman": self._deadman_at, "estop": self._estop_at}
+        heard = {"joints": self._arm.heard_at, "deadman": self._deadman_at, "estop": self._estop_at}
         return {name: now - at for name, at in heard.items()}
 
     # ---- inputs
@@ -195,17 +135,7 @@ class SafetyFilter:
 
         A velocity that is not finite, which robots publish where they measure none, counts as zero.
         """
-        try:
-            position, velocity = np.array(position, np.float64), np.array(velocity, np.float64)
-        except (TypeError, ValueError):
-            return
-        if position.shape != self.limits.low.shape or not _finite(position) or not math.isfinite(received_at):
-            return
-        if velocity.shape != position.shape:
-            velocity = np.zeros_like(position)
-        elif not _finite(velocity):
-            velocity = np.where(np.isfinite(velocity), velocity, 0.0)
-        self._measured, self._speed, self._measured_at = position, velocity, received_at
+        self._arm.measure(position, velocity, received_at)
 
     def set_estop(self, pressed: bool, received_at: float) -> None:
         """The e-stop's state; any value is a heartbeat. Pressed, it latches ESTOP at once."""
@@ -224,9 +154,9 @@ class SafetyFilter:
         """
         self.counts["clock_jumps"] += 1
         self._now, self._grid = now, now - self.filter.dt  # the next tick is one tick later
-        self._measured_at, self._estop_at, self._deadman_at = now, now, -np.inf
-        self._timeline, self._chunk, self._told_at = None, None, -np.inf
-        self._clamped_since = self._error_since = np.inf
+        self._arm.clock_jumped(now)
+        self._estop_at, self._deadman_at, self._clamped_since = now, -np.inf, np.inf
+        self._timeline, self._chunk = None, None
         self._machine = dataclasses.replace(self._machine, since=now)
         self.hold(Cause.CLOCK, "the clock jumped back", now)
 
@@ -247,11 +177,11 @@ class SafetyFilter:
         if after.state is before.state:
             return ""
         if mode == "arm":
-            assert self._measured is not None
-            self._path = self.filter.rest(self.limits.clip_position(self._measured))
+            assert self._arm.position is not None
+            self._path = self.filter.rest(self.limits.clip_position(self._arm.position))
             self.motion = self.filter.motion(self._path)
-            self._clamped_since, self._error_since, self._yield = np.inf, np.inf, None
-            self._told, self._told_at, self._unheard = None, -np.inf, False
+            self._clamped_since, self._yield = np.inf, None
+            self._arm.forget()
         elif mode == "run":
             self._chunk, self._yield, self._clamped_since = None, None, np.inf
             self._retired.clear()
@@ -288,8 +218,8 @@ class SafetyFilter:
         assert self._path is not None
         here = self._path.position[2]
         if self._shadow:
-            assert self._measured is not None
-            self._path = self.filter.coasting(self._measured, self._speed)
+            assert self._arm.position is not None
+            self._path = self.filter.coasting(self._arm.position, self._arm.velocity)
             here, self._timeline = self._path.position[2], None
         timeline = schedule(chunk, positions, now, here, self._timeline, self.config)
         takes_over = self._timeline is None or self._chunk is None or chunk.run != self._chunk[0]
@@ -328,17 +258,10 @@ class SafetyFilter:
 
     def _standing(self) -> str:
         """Why the arm cannot be armed as it stands."""
-        if self._measured is None:
-            return "joint states are stale"
-        names, position = self.limits.names, self._measured
-        fastest = int(np.argmax(np.abs(self._speed)))
-        if np.abs(self._speed[fastest]) > self.config.arm_max_velocity:
-            return f"{names[fastest]} moves at {self._speed[fastest]:.3f} rad/s"
-        outside = np.abs(position - self.limits.clip_position(position))
-        worst = int(np.argmax(outside))
-        if outside[worst] > _OUTSIDE:
-            return f"{names[worst]} stands at {position[worst]:.3f}, outside its limits"
-        return self._workspace.outside(position) if self._workspace else ""
+        if fault := self._arm.standing():
+            return fault
+        assert self._arm.position is not None
+        return self._workspace.outside(self._arm.position) if self._workspace else ""
 
     # ---- the tick
 
@@ -352,8 +275,8 @@ class SafetyFilter:
             self._stop_for_bug(f"bug: {type(error).__name__}: {error}", now)
         events, self._events, self._prepared = tuple(self._events), [], None
         motion = None if self.state is State.INACTIVE or self._silent else self.motion
-        chunk, silence = self._chunk if self.state is State.RUNNING else None, now - self._measured_at
-        return Tick(self.state, self.reason, plan, chunk, events, motion, self._told, silence)
+        chunk, silence = self._chunk if self.state is State.RUNNING else None, now - self._arm.heard_at
+        return Tick(self.state, self.reason, plan, chunk, events, motion, self._arm.told, silence)
 
     def _tick(self, now: float) -> Plan | None:
         if not math.isfinite(now):
@@ -369,12 +292,12 @@ class SafetyFilter:
         ahead = self._prepared
         prepared = ahead is not None and rows == 1 and ahead.before is self._path
         self._path = ahead.path if ahead is not None and prepared else self._path.advance(rows)
-        if self._streaming and steps > self._ahead and self.motion is not None:
+        if self._streaming and steps > self._planner.reach and self.motion is not None:
             self._path = self.filter.rest(self.motion.position)
         self._since_sent += steps
         # An arm whose joints are not heard follows blindly, or hangs and takes up the newest command when it wakes: for
         # both it is right to brake now, and wrong to add anything that reaches further ahead.
-        quiet, before = not now - self._measured_at <= _QUIET * self.config.joint_timeout, self._quiet
+        quiet, before = self._arm.quiet(now), self._quiet
         self._quiet = quiet
         again = self._dirty or self._since_sent >= self.config.command_every
         due = quiet != before or (again and (not quiet or self._path.at_rest))
@@ -411,102 +334,65 @@ class SafetyFilter:
         planned = self._prepared.planned if self._prepared else None
         if planned is None or planned.fault or planned.outside or self._now is None:
             return None
-        return _later(planned.plan, self._now - self._grid)
+        return later(planned.plan, self._now - self._grid)
 
-    def _look_ahead(self) -> _Ahead | None:
+    def _look_ahead(self) -> Ahead | None:
         if self.state is not State.RUNNING or self._path is None or self._timeline is None or self._quiet:
             return None
+        assert self._arm.position is not None
         path, grid = self._path.advance(1), self._grid + self.filter.dt
         ends, planned = path, None
         if self._dirty or self._since_sent + 1 >= self.config.command_every:
-            planned = self._plan_ahead(path, grid, self._timeline)
+            planned = self._planner.plan(path, grid, self._timeline, self._arm.position)
             ends = planned.followed
-        return _Ahead(self._path, path, grid, planned, ends, self.filter.motion(ends))
-
-    def _plan_ahead(self, path: Path, grid: float, timeline: Timeline) -> _Planned:
-        wanted = self._wanted(grid)
-        within = self._within(wanted, path.position[2])
-        followed = self.filter.follow(path, within[0])
-        outside, fault = self._leaves(followed) if len(wanted) else "", self.filter.violation(followed)
-        return _Planned(timeline, wanted, self._measured, *within, followed, outside, fault, self.filter.plan(followed))
+        return Ahead(self._path, path, grid, planned, ends, self.filter.motion(ends))
 
     def _replan(self, now: float) -> Plan | None:
         assert self._path is not None
-        targets, limited = self._targets()
+        targets = self._targets()
         planned = self._prepared.planned if self._prepared and self._prepared.path is self._path else None
-        if planned and not (targets is planned.targets or np.array_equal(targets, planned.targets)):
+        if planned and targets is not planned.targets and not np.array_equal(targets.rows, planned.targets.rows):
             planned = None
-        path = planned.followed if planned else self.filter.follow(self._path, targets)
+        path = planned.followed if planned else self.filter.follow(self._path, targets.rows)
         outside = ""
-        if len(targets) and self.state is State.RUNNING:
-            outside = planned.outside if planned else self._leaves(path)
+        if len(targets.rows) and self.state is State.RUNNING:
+            outside = planned.outside if planned else self._planner.leaves(path)
         if outside:
             self.counts["workspace"] += 1
             self.hold(Cause.WORKSPACE, outside, now)
-            planned, path = None, self.filter.follow(self._path, self._no_targets)
+            planned, path = None, self.filter.follow(self._path, self._planner.nowhere.rows)
         if fault := planned.fault if planned else self.filter.violation(path):
             self.counts["violations"] += 1
             self._stop_for_bug(f"bug: the filter broke the {fault}", now)
             return None
-        self._clamped_since = min(self._clamped_since, now) if limited else np.inf
+        self._clamped_since = min(self._clamped_since, now) if targets.clamped or targets.boxed else np.inf
         self._path, self._dirty, self._since_sent = path, False, 0
         late = now - self._grid
-        return _later(planned.plan, late) if planned else self.filter.plan(path, late)
+        return later(planned.plan, late) if planned else self.filter.plan(path, late)
 
-    def _targets(self) -> tuple[np.ndarray, bool]:
-        """Targets (F, J), one row per tick to come, none where it is to brake; and whether the first was limited."""
+    def _targets(self) -> Targets:
+        """Where the ticks to come are led."""
+        planner, timeline, measured = self._planner, self._timeline, self._arm.position
         if self._quiet:
-            return self._no_targets, False
+            return planner.nowhere
         if self._yield is not None and self.state is State.HOLD:
-            return np.array([self._yield] * self._ahead), False
-        if self.state is not State.RUNNING or self._timeline is None:
-            return self._no_targets, False
+            return Targets(np.array([self._yield] * planner.reach))
+        if self.state is not State.RUNNING or timeline is None:
+            return planner.nowhere
         assert self._path is not None
-        ahead, wanted = self._prepared, self._wanted(self._grid)
-        planned = ahead.planned if ahead and ahead.path is self._path else None
-        if planned and planned.wanted is wanted and planned.measured is self._measured:
-            targets, clamped, boxed = planned.targets, planned.clamped, planned.boxed
+        assert measured is not None
+        ahead = self._prepared
+        planned = ahead.planned if ahead and ahead.grid == self._grid else None
+        if planned and planned.timeline is not timeline:
+            planned = None
+        if ahead and planned and planned.measured is measured and ahead.path is self._path:
+            targets = planned.targets
         else:
-            targets, clamped, boxed = self._within(wanted, self._path.position[2])
-        self.counts["clamped"] += clamped * self._since_sent
-        self.counts["boxed"] += boxed * self._since_sent
-        return targets, clamped or boxed
-
-    def _wanted(self, grid: float) -> np.ndarray:
-        """Where the policy wants the ticks after the one due at `grid` to go, (F, J); none where its chunks end."""
-        ahead, timeline = self._prepared, self._timeline
-        if ahead and ahead.planned and ahead.planned.timeline is timeline and ahead.grid == grid:
-            return ahead.planned.wanted
-        assert timeline is not None
-        times = grid + self._coming
-        times = times[times <= timeline.end + self.filter.dt][:, None]
-        return self.filter.aim(timeline, times, self.config.look_ahead) if len(times) else self._no_targets
-
-    def _within(self, wanted: np.ndarray, here: np.ndarray) -> tuple[np.ndarray, bool, bool]:
-        """`wanted` within `max_step` of the measured joints and in the position box; which of them limits row 0.
-
-        A joint that jumps away in the measurement must not pull the command along: it may stop it, no more.
-        """
-        if not len(wanted):
-            return self._no_targets, False, False
-        assert self._measured is not None
-        limits = self.limits
-        low = np.minimum(self._measured - limits.max_step, here)
-        high = np.maximum(self._measured + limits.max_step, here)
-        near = np.minimum(np.maximum(wanted, low), high)
-        targets = np.minimum(np.maximum(near, limits.low), limits.high)
-        first, limited, inside = [rows[0, self._watched].tolist() for rows in (wanted, near, targets)]
-        return targets, limited != first, inside != limited
-
-    def _leaves(self, path: Path) -> str:
-        """Where a path leaves the workspace: looked at where it ends, at rest, and at points on the way."""
-        if self._workspace is None:
-            return ""
-        last = len(path.position) - 1
-        for row in sorted({last, min(3, last), min(2 + self._ahead, last), (3 + last) // 2}, reverse=True):
-            if where := self._workspace.outside(path.position[row]):
-                return where
-        return ""
+            wanted = planned.wanted if planned else planner.wanted(timeline, self._grid)
+            targets = planner.within(wanted, measured, self._path.position[2])
+        self.counts["clamped"] += targets.clamped * self._since_sent
+        self.counts["boxed"] += targets.boxed * self._since_sent
+        return targets
 
     @property
     def _at_rest(self) -> bool:
@@ -526,48 +412,30 @@ class SafetyFilter:
             policy = "no chunk from the policy"
         if now - self._clamped_since > config.max_clamped_time:
             targets = f"targets clamped for {now - self._clamped_since:.2f} s"
+        tracking = ""
+        if self.motion is not None and self.state in ACTIVE and not self._shadow:
+            tracking = self._arm.tracking(now, self.motion)
         return Inputs(
             now,
-            joint_age=abs(now - self._measured_at),  # of the future is no better than of the past
+            joint_age=abs(now - self._arm.heard_at),  # of the future is no better than of the past
             deadman=deadman,
             estop=estop,
-            tracking=self._tracking(now),
+            tracking=tracking,
             policy=policy,
             targets=targets,
             standing=standing,
             moving=moving,
         )
 
-    def _tracking(self, now: float) -> str:
-        """Which joint has been away from its command for too long."""
-        if self._shadow or self._measured is None or self.motion is None or self.state not in ACTIVE:
-            return ""
-        error = [abs(away) for away in (self.motion.position - self._measured)[self._watched].tolist()]
-        worst = error.index(max(error))
-        if error[worst] <= self.config.tracking_error:
-            self._error_since = np.inf
-        elif self._error_since == np.inf:
-            self._error_since = now
-        elif now - self._error_since > self.config.tracking_time:
-            return f"{self.limits.names[worst]} does not follow: {error[worst]:.3f} rad off"
-        return ""
-
     def _listen(self, now: float) -> None:
         """Notes how far the robot has got; joints that are heard again after a gap may have to be taken up anew."""
-        if not abs(now - self._measured_at) <= self.config.joint_timeout:
-            self._unheard = True
+        if not self._arm.heard(now, self.motion):
             return
-        if self._measured_at == self._told_at or self.motion is None or self._measured is None:
-            return
-        if self._unheard and self._told is not None and not self._shadow:
-            if now - self._measured_at > _QUIET * self.config.joint_timeout:  # too old to say where the arm is
+        if self._arm.returns and not self._shadow:
+            if self._arm.quiet(now):  # too old to say where the arm is
                 return
             self._take_up(now)
-        self._unheard, self._told_at = False, self._measured_at
-        self._told = self.motion.position if self.motion else None
-        if self.motion is not None:
-            self._behind = np.abs(self.motion.position - self._measured)
-            self._told_speed = np.abs(self.motion.velocity)
+        self._arm.note(self.motion)
 
     def _take_up(self, now: float) -> None:
         """A robot that hung meanwhile goes on from where it is: what was commanded lies ahead of it by the whole gap.
@@ -575,19 +443,16 @@ class SafetyFilter:
         One that followed blindly is no farther from what it was told than before, and is left alone. One that is
         elsewhere, restarted or with another zero, gets no command before it is armed again.
         """
-        assert self._measured is not None
+        arm = self._arm
+        assert arm.position is not None
         assert self.motion is not None
-        assert self._told is not None
-        told, limits = (self._told, self.motion.position), self.limits
-        away = self._measured - np.clip(self._measured, np.minimum(*told), np.maximum(*told))
-        way = np.maximum(self._told_speed, _SLOWEST * limits.velocity)
-        if (np.abs(away) > limits.max_step + self._behind).any():
+        if arm.elsewhere(self.motion):
             self.stop(Cause.TRACKING, "the arm is not where it was left", now)
             self._path = self.motion = None
-        elif (np.abs(told[1] - self._measured) - self._behind > _LEFT_BEHIND * way).any():
+        elif arm.left_behind(self.motion):
             # One that is told positions alone chases the last of them: its speed is not the path's.
-            speed = np.zeros_like(self._speed) if self._streaming else self._speed
-            self._path = self.filter.coasting(self._measured, speed)
+            speed = np.zeros_like(arm.velocity) if self._streaming else arm.velocity
+            self._path = self.filter.coasting(arm.position, speed)
             self.motion, self._dirty = self.filter.motion(self._path), True
             self.counts["reseeded"] += 1
 
@@ -630,20 +495,10 @@ class SafetyFilter:
 
         Not if the measurement is further away than a contact explains: then it may be the encoder that is wrong.
         """
-        assert self._measured is not None
+        measured = self._arm.position
+        assert measured is not None
         assert self.motion is not None
         reach = self.limits.max_step + self.limits.velocity * self.filter.stopping_time(self.limits.velocity)
-        if (np.abs(self.motion.position - self._measured) > reach).any():
+        if (np.abs(self.motion.position - measured) > reach).any():
             return None
-        return self.limits.clip_position(self._measured)
-
-
-def _later(plan: Plan, late: float) -> Plan:
-    """The plan, seen `late` seconds later."""
-    return Plan(plan.times - late, plan.positions, plan.velocities, plan, late)
-
-
-def _finite(values: np.ndarray) -> bool:
-    """Whether all of a few values are: a sum is not finite if one of its terms is not."""
-    total = sum(values.tolist())
-    return total - total == 0.0 or bool(np.isfinite(values).all())
+        return self.limits.clip_position(measured)
