@@ -239,6 +239,13 @@ def test_folders_that_are_no_model(folder: Path, tmp_path: Path) -> None:
         make(["up"], model=str(tmp_path))
 
 
+def test_weights_that_leave_something_out_are_refused(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Where open_clip goes on with what a weight began with: it began with NaN."""
+    monkeypatch.setattr("open_clip.factory.load_checkpoint", lambda *args, **kwargs: None)
+    with pytest.raises(InputError, match=r"leave out, or spoil, positional_embedding, text_projection, visual\.conv1"):
+        make(["up"], model=str(folder))
+
+
 def test_unknown_models_and_tags() -> None:
     with pytest.raises(InputError, match="ViT-B-32"):
         make(["up"], model="ViT-B32")

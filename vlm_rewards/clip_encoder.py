@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from torch.overrides import TorchFunctionMode
 
 from embodied.contracts.errors import ConfigError, InputError, MissingExtraError, suggest
 
@@ -132,9 +133,10 @@ def load_open_clip(model: str, pretrained: str, precision: str, device: str) -> 
     import open_clip
 
     try:
-        clip, _, one_by_one = open_clip.create_model_and_transforms(
-            name, pretrained=tag or None, precision=PRECISIONS[precision][1], device=device
-        )
+        with _Unset():
+            clip, _, one_by_one = open_clip.create_model_and_transforms(
+                name, pretrained=tag or None, precision=PRECISIONS[precision][1], device=device
+            )
         tokenizer = open_clip.get_tokenizer(name)
     except Exception as error:  # open_clip and the hub raise many kinds; none of them says what to do
         if name.startswith("local-dir:") or Path(tag).is_file():
@@ -144,8 +146,24 @@ def load_open_clip(model: str, pretrained: str, precision: str, device: str) -> 
             "Download them where there is a network, then pass the file: "
             f"--model {model} --pretrained PATH/open_clip_model.safetensors (or a folder: --model FOLDER)."
         ) from error
+    if unset := [name for name, tensor in clip.state_dict().items() if tensor.sum().isnan()]:
+        raise InputError(f"The weights of '{pretrained or model}' leave out, or spoil, {', '.join(unset[:3])}.")
     transform = FrameTransform(open_clip.get_model_preprocess_cfg(clip), one_by_one)
     return clip.eval().requires_grad_(False), transform, tokenizer
+
+
+class _Unset(TorchFunctionMode):
+    """Within it new weights are NaN, not random: drawing those takes longer than reading what replaces them."""
+
+    DRAWS = ("normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_", "xavier_normal_")
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in self.DRAWS:
+            with torch.no_grad():
+                return (args[0] if args else kwargs["tensor"]).fill_(float("nan"))
+        found = func(*args, **kwargs)
+        return found * float("nan") if name == "randn" else found
 
 
 def _first_line(error: Exception) -> str:
