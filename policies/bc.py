@@ -51,7 +51,7 @@ PRESETS: dict[str, BCConfig] = {
 DEFAULT_PRESET = "default"
 
 
-class BC(ActorAlone):
+class BC(ActorAlone[Actor]):
     """S learners, one per seed; every tensor carries the stack axis S first."""
 
     def __init__(

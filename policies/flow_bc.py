@@ -52,7 +52,7 @@ PRESETS: dict[str, FlowBCConfig] = {
 DEFAULT_PRESET = "default"
 
 
-class FlowBC(ActorAlone):
+class FlowBC(ActorAlone[FlowActor]):
     """S learners, one per seed; every tensor carries the stack axis S first. Actions are chunks, (S, B, H * A)."""
 
     def __init__(

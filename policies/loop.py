@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -220,11 +220,14 @@ class Adam:
         self._steps.copy_(state[f"{prefix}.steps"])
 
 
-class ActorAlone:
+ActorT = TypeVar("ActorT", bound=torch.nn.Module)
+
+
+class ActorAlone(Generic[ActorT]):
     """The checkpoint of a learner that trains an actor and nothing else."""
 
     step: int
-    actor: torch.nn.Module
+    actor: ActorT
     actor_optimizer: Adam
 
     def state_dict(self) -> dict[str, Tensor]:

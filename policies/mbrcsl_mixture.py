@@ -68,7 +68,7 @@ def mixture_nll(log_weight: Tensor, mean: Tensor, log_std: Tensor, actions: Tens
     return -torch.logsumexp(log_weight + log_density, -1)
 
 
-class MixtureBC(ActorAlone):
+class MixtureBC(ActorAlone[MixtureActor]):
     """S behaviour models, one per seed, by maximum likelihood; the rate falls to 0 along a cosine over `steps`."""
 
     def __init__(
