@@ -47,6 +47,7 @@ from embodied.robot_bridge.robot_log import RobotLog
 from embodied.robot_bridge.robot_options import FAULT_TOPIC, RESET_TOPIC, RobotOptions, StateStyle
 from embodied.robot_bridge.robot_outputs import RobotOutputs
 from embodied.robot_bridge.scene import SceneState, load_scene
+from embodied.robot_bridge.scheduling import add_priority, raise_priority
 from embodied.robot_bridge.simulated_arm import CONTROL_DT, SimulatedArm, use_software_gl
 from embodied.robot_bridge.simulated_faults import FAULTS, Fault, read_fault
 
@@ -314,6 +315,7 @@ def parser() -> argparse.ArgumentParser:
         help="a new trajectory starts where the arm is, not where it should be: joint_trajectory_controller's default",
     )
     flags.add_argument("--log", type=Path, default=None, help="file that gets every control step")
+    add_priority(flags)  # a real arm's controller is not held up by what else a computer does
     return flags
 
 
@@ -325,9 +327,8 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
     transport = open_transport("mujoco_robot", options)
     robot = MujocoRobot(arm, profile, transport, options=settings)
     rate = Rate(robot.tick_hz)
-    log.info(
-        "ready: %s; %d joints, cameras %s", arm.scene.about, len(arm.names), ", ".join(arm.scene.cameras) or "none"
-    )
+    about, cameras = arm.scene.about, ", ".join(arm.scene.cameras) or "none"
+    log.info("ready: %s; %d joints, cameras %s, %s", about, len(arm.names), cameras, raise_priority(options.priority))
     try:
         while not rate.sleep(stop):
             robot.tick()

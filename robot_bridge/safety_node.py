@@ -40,7 +40,7 @@ from embodied.robot_bridge.qos import COMMAND, DEFAULT, SENSOR_DATA
 from embodied.robot_bridge.robot_clock import RobotClock
 from embodied.robot_bridge.safety import Chunk, SafetyFilter, State, Tick
 from embodied.robot_bridge.safety_report import SafetyReport
-from embodied.robot_bridge.scheduling import PRIORITY, Collector, raise_priority
+from embodied.robot_bridge.scheduling import Collector, add_priority, raise_priority
 from embodied.robot_bridge.tick_messages import ChunkReader, JointStateReader, TrajectoryWriter, read_flag
 
 log = logging.getLogger("safety")
@@ -446,10 +446,5 @@ def main(options: argparse.Namespace, profile: Profile, stop: Stop) -> None:
 if __name__ == "__main__":
     parser = arguments("The safety filter between policy and robot.")
     parser.add_argument("--shadow", action="store_true", help="run as ever, send nothing to the robot")
-    parser.add_argument(
-        "--priority",
-        type=int,
-        default=PRIORITY,
-        help="SCHED_FIFO priority, 1 to 99, if permitted; 0: ordinary scheduling",
-    )
+    add_priority(parser)
     run_process(main, parser)

@@ -4,6 +4,7 @@ This is no hard real time, and safety does not rest on it: 100 to 250 Hz are hel
 nothing brings the arm to rest.
 """
 
+import argparse
 import gc
 import logging
 import os
@@ -15,6 +16,16 @@ PRIORITY = 50  # what ros2_control's own loop asks for
 log = logging.getLogger("scheduling")
 
 WINDOW = 10.0  # lateness is judged over so long [s]
+
+
+def add_priority(parser: argparse.ArgumentParser) -> None:
+    """The flag of a process that has a loop to keep."""
+    parser.add_argument(
+        "--priority",
+        type=int,
+        default=PRIORITY,
+        help="SCHED_FIFO priority, 1 to 99, if permitted; 0: ordinary scheduling",
+    )
 
 
 def raise_priority(priority: int) -> str:
