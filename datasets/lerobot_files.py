@@ -1,8 +1,10 @@
 """Files of a LeRobot v3.0 dataset: where they stand, when one is full, and its mp4 files and embedded PNG."""
 
+import contextlib
 import dataclasses
 import io
 import os
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -140,11 +142,31 @@ class VideoFiles:
 
     def _encode(self, frame: Any) -> None:
         try:
-            for packet in self._stream.encode(frame):
+            with scheduled_as_before():
+                packets = self._stream.encode(frame)
+            for packet in packets:
                 self._bytes += packet.size
                 self._container.mux(packet)
         except _av().FFmpegError as error:
             raise StoreError(f"{self._path} cannot be encoded: {error}.") from error
+
+
+@contextlib.contextmanager
+def scheduled_as_before() -> Iterator[None]:
+    """Around the encoder: SVT-AV1, run by root, puts itself and its caller at SCHED_FIFO 99, ahead of all, for good."""
+    if not hasattr(os, "sched_getscheduler"):
+        yield
+        return
+    policy, param = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        if os.sched_getscheduler(0) != policy:
+            raised = os.sched_getparam(0)
+            for thread in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError):  # it has ended
+                    if os.sched_getparam(int(thread)) == raised:
+                        os.sched_setscheduler(int(thread), policy, param)
 
 
 def png(picture: np.ndarray, doing: str = "Writing embedded pictures") -> bytes:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from embodied.datasets.lerobot_files import scheduled_as_before
+
 os.environ.setdefault("SVT_LOG", "0")  # the AV1 encoder prints its settings
 
 FPS = 10
@@ -58,7 +60,9 @@ def write_video(
             frame = av.VideoFrame.from_ndarray(np.full((*size, 3), level, np.uint8), format="rgb24")
             frame.pts = round(1000 * (i / rate if times is None else times[i]))
             frame.time_base = Fraction(1, 1000)
-            container.mux(stream.encode(frame))
+            with scheduled_as_before():
+                packets = stream.encode(frame)
+            container.mux(packets)
         container.mux(stream.encode(None))
     return path
 

@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -89,6 +90,16 @@ def test_pictures_stand_in_the_video_at_their_times(tmp_path, codec):
         assert difference.mean() < 3  # the next picture is 10/3 away, another episode's 1
         assert np.abs(pictures[start].astype(int) - wanted[0]).mean() < 3
     assert "exact pictures" in left_out(result)
+
+
+def test_an_encoder_leaves_the_process_as_it_is_scheduled(tmp_path):
+    """SVT-AV1 would leave a process of root's, and what it starts, at SCHED_FIFO 99."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    store = make_store(tmp_path / "store", make_spec(("front",), side=64))
+    export_dataset(store.path, tmp_path / "out", "lerobot", {"codec": "av1"})
+    assert (os.sched_getscheduler(0), os.sched_getparam(0)) == before
+    threads = [int(name) for name in os.listdir("/proc/self/task")]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {before[0]}
 
 
 def test_files_are_ended_before_they_grow_too_large(tmp_path):
