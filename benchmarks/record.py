@@ -29,7 +29,7 @@ def machine() -> dict[str, Any]:
 def write_result(name: str, figures: dict[str, Any]) -> Path:
     """Write the figures beside what they were measured with; returns the file."""
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS.parent)
-    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]  # where things lay is nobody's
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]  # not where it lay
     record = {
         "command": " ".join(["python", *words]),
         "commit": commit.stdout.strip(),
