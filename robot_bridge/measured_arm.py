@@ -33,7 +33,6 @@ class MeasuredArm:
         count = len(limits.names)
         self.position: np.ndarray | None = None
         self.velocity, self.heard_at = np.zeros(count), -np.inf
-        self._error_since = np.inf
         self._behind, self._told_speed = np.zeros(count), np.zeros(count)  # behind what was told, and how fast that was
         self.forget()
 

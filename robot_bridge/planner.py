@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 
 from embodied.robot_bridge.chunk import Timeline
-from embodied.robot_bridge.limits import Limits
 from embodied.robot_bridge.motion_filter import Motion, MotionFilter, Path, Plan
 from embodied.robot_bridge.profile import Safety
 
@@ -107,7 +106,7 @@ class Planner:
         """
         if not len(wanted):
             return self.nowhere
-        limits: Limits = self._limits
+        limits = self._limits
         low = np.minimum(measured - limits.max_step, here)
         high = np.maximum(measured + limits.max_step, here)
         near = np.minimum(np.maximum(wanted, low), high)
