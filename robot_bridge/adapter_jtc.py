@@ -17,11 +17,13 @@ import numpy as np
 from embodied.contracts.errors import SafetyError
 from embodied.robot_bridge import messages
 from embodied.robot_bridge.adapter_topic import TopicAdapter
+from embodied.robot_bridge.controller import Reference
 from embodied.robot_bridge.limits import Limits
 from embodied.robot_bridge.motion_filter import Motion, Plan
 from embodied.robot_bridge.profile import Profile
 from embodied.robot_bridge.safety import Tick
 from embodied.robot_bridge.tick_messages import TrajectoryWriter
+from embodied.robot_bridge.trajectory_controller import interpolate
 
 MIN_POINTS = 3
 # The first point lies this far ahead [s], on the newest plan: that adds no lag. A stamped trajectory that takes longer
@@ -43,10 +45,18 @@ def shaped(plan: Plan) -> Plan:
     """The plan as a trajectory controller takes it: 3 points or more, HORIZON or longer, at rest where the plan ends.
 
     From SOONEST on the plan's points stay as they are: between them it is cubic, and a point less would break a limit.
+    Where there is none near SOONEST its state there becomes one: a cubic from the robot's state to a point much later
+    would leave the plan, and for a joint that comes to rest before that, shoot past its end.
     """
-    keep = plan.times >= SOONEST
-    keep[-1] = True
-    times, positions, velocities = np.maximum(plan.times[keep], SOONEST), plan.positions[keep], plan.velocities[keep]
+    first = min(int(np.searchsorted(plan.times, SOONEST)), len(plan.times) - 1)
+    times, positions, velocities = (rows[first:].copy() for rows in (plan.times, plan.positions, plan.velocities))
+    if first and times[0] >= SOONEST + _STEP:
+        before, after = (Reference(plan.positions[k], plan.velocities[k]) for k in (first - 1, first))
+        begin = float(plan.times[first - 1])
+        there = interpolate(before, after, float(times[0]) - begin, SOONEST - begin)
+        times = np.append(SOONEST, times)
+        positions, velocities = np.vstack([there.position, positions]), np.vstack([there.velocity, velocities])
+    times[0] = max(times[0], SOONEST)
     velocities[-1] = 0.0
     missing = max(MIN_POINTS - len(times), int(times[-1] < HORIZON))
     if missing:

@@ -215,12 +215,51 @@ def test_a_short_plan_is_padded_and_a_plan_keeps_its_points() -> None:
     rest = shaped(Plan(np.array([0.02]), np.ones((1, 2)), np.zeros((1, 2))))
     np.testing.assert_allclose(rest.times, [0.05, 0.1, 0.15])
     np.testing.assert_array_equal(rest.positions, np.ones((3, 2)))
-    times = np.array([0.049, 0.06, 0.08, 0.2])
+    times = np.array([0.049, 0.0515, 0.08, 0.2])
     plan = Plan(times, np.arange(8.0).reshape(4, 2), np.vstack([np.ones((3, 2)), np.zeros((1, 2))]))
     kept = shaped(plan)
     np.testing.assert_array_equal(kept.times, times[1:])
     np.testing.assert_array_equal(kept.positions, plan.positions[1:])
     np.testing.assert_array_equal(kept.velocities, plan.velocities[1:])
+
+
+def test_a_plan_without_a_point_near_the_soonest_gets_one() -> None:
+    times = np.array([0.01, 0.03, 0.11, 0.3])
+    positions = np.array([[0.0, 1.0], [0.2, 1.0], [0.4, 0.5], [0.5, 0.4]])
+    velocities = np.array([[1.0, 0.0], [2.0, -1.0], [1.5, 0.5], [0.0, 0.0]])
+    plan = Plan(times, positions, velocities)
+    kept, spline = shaped(plan), CubicHermiteSpline(times, positions, velocities)
+    np.testing.assert_array_equal(kept.times, [SOONEST, 0.11, 0.3])
+    np.testing.assert_allclose(kept.positions[0], spline(SOONEST), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(kept.velocities[0], spline(SOONEST, 1), rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(kept.positions[1:], positions[2:])
+    np.testing.assert_array_equal(plan.times, times)
+
+
+@pytest.mark.parametrize(("strongest", "jerk"), [(3.0, 30.0), (4.0, 100.0)])
+def test_the_way_to_the_first_point_keeps_the_position_box(strongest: float, jerk: float) -> None:
+    """A joint that comes to rest at its limit before the first point, while another goes on: it may shoot past by what
+    a cubic over SOONEST seconds makes of the last of a brake, jerk * SOONEST^3 / 198 at most."""
+    high, rates = np.full(2, 0.6), [np.full(2, value) for value in (0.7, strongest, jerk)]
+    limits = Limits(("a", "b"), -high, high, *rates, max_step=np.full(2, 0.3))
+    motion_filter, rng, past, paused = MotionFilter(limits, 0.005), np.random.default_rng(0), [], 0
+    for _ in range(500):
+        target = 0.6 * rng.choice([-1.0, 1.0], 2)
+        path = motion_filter.rest(target - np.sign(target) * rng.uniform(0.02, 0.3, 2))
+        ticks = int(rng.integers(5, 120))
+        path = motion_filter.follow(path, np.repeat(target[None], ticks, 0)).advance(ticks)
+        path = motion_filter.follow(path, np.repeat(target[None], rng.integers(0, 6), 0))
+        motion, plan = motion_filter.motion(path), motion_filter.plan(path)
+        paused += bool(np.append(plan.times, 0.0)[np.searchsorted(plan.times, SOONEST)] > 2 * SOONEST)
+        sent = shaped(plan)
+        assert sent.times[0] < SOONEST + 0.005
+        positions = np.vstack([motion.position, sent.positions])
+        spline = CubicHermiteSpline(
+            np.append(0.0, sent.times), positions, np.vstack([motion.velocity, sent.velocities])
+        )
+        past.append((np.abs(spline(np.linspace(0.0, sent.times[-1], 400))) - high).max())
+    assert paused > 20
+    assert 0.0 < max(past) < jerk * SOONEST**3 / 190
 
 
 def test_a_first_point_out_of_reach_is_given_time() -> None:
