@@ -56,17 +56,20 @@ def export(config: Export, progress: Progress) -> dict[str, Any]:
 
 
 def sample(policy: Any, store: Any, count: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Rows drawn without replacement, in order, and what the policy sees there."""
-    for name, known in [(k, store.spec.observations) for k in policy.observation_spec] + [
-        (c, store.spec.images) for c in policy.image_spec
-    ]:
+    """Rows drawn without replacement, in order, and what the policy sees there and is told to reach."""
+    from embodied.policies.goal import IN_OBSERVATION
+
+    keys = [*policy.observation_spec, *(f"images/{camera}" for camera in policy.image_spec)]
+    seen = np.ones(store.num_episodes, bool)
+    for key in [*keys, *policy.goal_spec]:
+        name = key.removeprefix("images/")
+        known = store.spec.observations if name == key else store.spec.images
         if name not in known:
             raise InputError(
                 f"{store.path} has no '{name}', which the policy takes. It has: {', '.join(sorted(known))}."
             )
-    seen = np.ones(store.num_episodes, bool)
-    for camera in policy.image_spec:
-        seen &= store.has_camera(camera)
+        if name != key:
+            seen &= store.has_camera(name)
     candidates = np.flatnonzero(np.repeat(seen, store.episode_length))
     if len(candidates) == 0:
         raise InputError(f"{store.path} has no episode with all of the policy's cameras.")
@@ -76,13 +79,20 @@ def sample(policy: Any, store: Any, count: int, seed: int) -> tuple[np.ndarray, 
     stack = policy.contract.stack
     starts = np.repeat(store.episode_start, store.episode_length)[rows]
     windows = np.maximum(rows[:, None] + np.arange(1 - stack, 1), starts[:, None])  # (n, N)
-    observations = {key: store.read(f"observation/{key}")[windows] for key in policy.observation_spec}
-    for camera in policy.image_spec:
-        pictures = {row: np.asarray(store.frames(camera, row, row + 1))[0] for row in np.unique(windows).tolist()}
-        observations[f"images/{camera}"] = np.stack([[pictures[row] for row in window] for window in windows.tolist()])
-    if stack == 1:
-        observations = {key: value[:, 0] for key, value in observations.items()}
-    return rows, observations
+    observations = {key: read(store, key, windows if stack > 1 else rows) for key in keys}
+    # To reach what each episode ended with.
+    ends = np.repeat(store.episode_start + store.episode_length - 1, store.episode_length)[rows]
+    goals = {IN_OBSERVATION + key: read(store, key, ends) for key in policy.goal_spec}
+    return rows, observations | goals
+
+
+def read(store: Any, key: str, rows: np.ndarray) -> np.ndarray:
+    """(*rows.shape, ...) of an observation key or `images/<camera>`."""
+    if not key.startswith("images/"):
+        return store.read(f"observation/{key}")[rows]
+    camera, (wanted, place) = key.removeprefix("images/"), np.unique(rows, return_inverse=True)
+    pictures = np.stack([np.asarray(store.frames(camera, row, row + 1))[0] for row in wanted.tolist()])
+    return pictures[place.reshape(rows.shape)]
 
 
 def as_text(result: dict[str, Any]) -> str:

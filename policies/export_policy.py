@@ -3,9 +3,10 @@
     policy.onnx or policy.pt2   encoder, normaliser and actor in one graph, any batch size
     manifest.json               runtime, inputs in order, output, control period, hashes, the parity that was measured
 
-The graph does what `BundlePolicy` does but for its memory of earlier steps and its dice: stacked observations and noise
-are inputs, and `ExportedPolicy` brings them. An export whose answers differ from the bundle's on the observations
-given is not written. The folder appears whole or not at all, and an altered file is refused when it is read.
+The graph does what `BundlePolicy` does but for its memory of earlier steps and its dice: stacked observations, goal,
+noise and the return still wanted are inputs, and `ExportedPolicy` brings them. An export whose answers differ from the
+bundle's on the observations given is not written. The folder appears whole or not at all, and an altered file is
+refused when it is read.
 """
 
 import collections
@@ -27,19 +28,22 @@ from embodied.datasets.draws import Stream, philox
 from embodied.policies.actors import FlowActor, ReturnActor
 from embodied.policies.bundle import BundlePolicy, load_policy
 from embodied.policies.contract import PolicyContract
+from embodied.policies.goal import IN_OBSERVATION, Goals, embedded
 
 SCHEMA = 1
 FILES = {"onnx": "policy.onnx", "torch": "policy.pt2"}
 TOLERANCE = 1e-5  # of an action in [-1, 1]
 OPSET = 18
+ACTION, PAYS, WANTED = "action", "pays", "return_still_wanted"
 
 
 class ExportedNetwork(torch.nn.Module):
     """Raw observations to actions in [-1, 1], the whole of `BundlePolicy` but for its memory and its dice.
 
     Inputs in the manifest's order: (B, ...) of every observation key and (B, H, W, 3) uint8 of every camera, or
-    (B, N, ...) oldest first for a policy that sees stacks; then, for a flow that draws, noise (B, chunk * A).
-    Output: (B, A), or (B, chunk, A) for a policy that gives chunks.
+    (B, N, ...) oldest first for a policy that sees stacks; (B, ...) of every key of the goal; then, for a flow that
+    draws, noise (B, chunk * A), and for a policy that follows the return still wanted, that return (B,).
+    Output: (B, A), or (B, chunk, A) for a policy that gives chunks; and with a return what the step pays (B,).
     """
 
     def __init__(self, policy: BundlePolicy) -> None:
@@ -52,21 +56,34 @@ class ExportedNetwork(torch.nn.Module):
         self.std: Tensor
         self.register_buffer("mean", policy._mean.clone())
         self.register_buffer("std", policy._std.clone())
+        self.goals = len(policy.goal_spec)
+        self.goal_mean: Tensor
+        self.goal_std: Tensor
+        self.register_buffer("goal_mean", policy._goal.mean.clone())
+        self.register_buffer("goal_std", policy._goal.std.clone())
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         batch, skip = inputs[0].shape[0], 1 if self.stack == 1 else 2
         parts = [value.reshape(batch * self.stack, -1) for value in inputs[: self.keys]]
         if self.encoder is not None:
             pictures = inputs[self.keys : self.keys + self.cameras]
             parts += [self.encoder(images.reshape(batch * self.stack, *images.shape[skip:])) for images in pictures]
         x = ((torch.cat(parts, -1) - self.mean) / self.std).reshape(1, batch, -1)  # (1, B, N * D)
+        if self.goals:
+            first = self.keys + self.cameras
+            goal = torch.cat([embedded(value, self.encoder) for value in inputs[first : first + self.goals]], -1)
+            x = torch.cat([x, ((goal - self.goal_mean) / self.goal_std)[None]], -1)
+        pays: tuple[Tensor, ...] = ()
         if isinstance(self.actor, FlowActor):
             noise = x.new_zeros(1, batch, self.actor.size) if self.actor.noise == "zero" else inputs[-1][None]
             actions = self.actor.generate(x, noise)
+        elif isinstance(self.actor, ReturnActor):
+            actions = self.actor(x, inputs[-1][None])
+            pays = (self.actor.pays(x, actions)[0],)
         else:
             actions, _ = self.actor(x)
         actions = actions[0].clamp(-1.0, 1.0)
-        return actions if self.chunk == 1 else actions.reshape(batch, self.chunk, -1)
+        return (actions if self.chunk == 1 else actions.reshape(batch, self.chunk, -1), *pays)
 
 
 class ExportedPolicy:
@@ -79,12 +96,27 @@ class ExportedPolicy:
         self.execute = self.contract.execute
         self._run = run
         self._noise = manifest["noise"]
+        self._returns = manifest.get("returns")
+        self.goal_spec = self.contract.goal
+        self._goals = Goals(self.goal_spec)
         self.reset()
 
     def reset(self) -> None:
-        """A new episode begins: forget what was seen, and repeat the draws of a policy that draws."""
+        """A new episode begins: forget what was seen and paid, and repeat the draws of a policy that draws."""
         self._seen: collections.deque[list[np.ndarray]] = collections.deque(maxlen=self.contract.stack)
-        self._asked = 0
+        self._asked, self._wanted = 0, self._returns["target"] if self._returns else 0.0
+
+    def give_goals(self, *goals: Mapping[str, np.ndarray]) -> None:
+        """As `BundlePolicy.give_goals`."""
+        self._goals.give(goals)
+
+    @property
+    def goals_given(self) -> int:
+        return self._goals.given
+
+    def choose_goal(self, number: int) -> None:
+        """Of the goals given, counted round and round, this one."""
+        self._goals.choose(number)
 
     def observe(self, observation: Mapping[str, np.ndarray]) -> None:
         """See one step without acting."""
@@ -95,16 +127,31 @@ class ExportedPolicy:
         """The actions from now on, (chunk, A): keys in SI units, `images/<camera>` (H, W, 3) uint8."""
         self.observe(observation)
         given = [np.stack(rows, 1) if self.contract.stack > 1 else rows[0] for rows in zip(*self._seen, strict=True)]
-        return self._run(given + self._drawn(1)).reshape(self.contract.chunk, -1)
+        goal = self._goals.pursued(observation) if self.goal_spec else []
+        actions, *pays = self._run(given + goal + self._brought(1))
+        if pays:
+            self._wanted -= pays[0].item()
+        return actions.reshape(self.contract.chunk, -1)
 
     def act_batch(self, observations: Mapping[str, np.ndarray]) -> np.ndarray:
-        """First actions (B, A) of B observations that stand alone. InputError for a policy that sees stacks."""
+        """First actions (B, A) of B observations that stand alone, towards the chosen goal.
+
+        Raises:
+            InputError: a policy that sees stacks or wants a return: one observation is not enough.
+        """
+        if self._returns:
+            raise InputError("This policy follows the return still wanted in an episode; ask it step by step.")
         if self.contract.stack > 1:
             raise InputError(f"This policy sees the last {self.contract.stack} observations; ask it step by step.")
         given = self._checked(observations)
-        return self._run(given + self._drawn(len(given[0]))).reshape(len(given[0]), self.contract.chunk, -1)[:, 0]
+        batch, goal = len(given[0]), self._goals.pursued({}) if self.goal_spec else []
+        actions = self._run(given + [np.repeat(value, batch, 0) for value in goal] + self._brought(batch))[0]
+        return actions.reshape(batch, self.contract.chunk, -1)[:, 0]
 
-    def _drawn(self, batch: int) -> list[np.ndarray]:
+    def _brought(self, batch: int) -> list[np.ndarray]:
+        """What the graph takes beside observations and goal."""
+        if self._returns:
+            return [np.full(batch, self._wanted, np.float32)]
         if self._noise is None:
             return []
         rng = philox(self._noise["seed"], self._asked, Stream.FLOW_ACTING)
@@ -140,7 +187,8 @@ def export_policy(
     Args:
         kind: `onnx` or `torch`.
         observations: (n, ...) of every key and `images/<camera>`, real ones; (n, N, ...), oldest first, for a policy
-            that sees stacks. The parity is measured on them, one at a time and all together.
+            that sees stacks; (n, ...) of `goal/<key>` for one that pursues a goal. The parity is measured on them, one
+            at a time, each asked twice, and all together.
         where: they are from, for the manifest.
 
     Returns:
@@ -156,12 +204,9 @@ def export_policy(
     if out.exists():
         raise BundleError(f"{out} exists. Name another folder, or remove it first.")
     policy = load_policy(bundle)
-    if isinstance(policy._actor, ReturnActor):
-        raise BundleError(f"{bundle}: a policy that follows the return still wanted has no form as one graph yet.")
-    if policy.goal_spec:
-        raise BundleError(f"{bundle}: a policy that is told a goal has no form as one graph yet.")
     noise = _noise(policy)
-    inputs = _inputs(policy.contract, noise)
+    returns = {"target": policy._actor.target_return} if isinstance(policy._actor, ReturnActor) else None
+    inputs = _inputs(policy.contract, noise, returns)
     wanted = _answers(policy, observations, policy.contract.stack)  # refuses what does not fit
     partial = out.parent / f".{out.name}.partial"
     try:
@@ -176,6 +221,7 @@ def export_policy(
             "runtime": runtime,
             "inputs": inputs,
             "noise": noise,
+            "returns": returns,
             "output": _output(policy.contract),
             "contract": policy.contract.to_json(),
             "source": {"bundle": bundle.name, "hashes": hash_file(bundle / "hashes.json")},
@@ -221,23 +267,29 @@ def load_exported(folder: str | Path) -> ExportedPolicy:
         raise BundleError(f"{folder} cannot be read as an exported policy: {type(error).__name__}: {error}.") from None
 
 
-def _inputs(contract: PolicyContract, noise: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+def _inputs(
+    contract: PolicyContract, noise: Mapping[str, Any] | None, returns: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
     """The graph's inputs in their order; shapes are those behind the batch."""
     window = [] if contract.stack == 1 else [contract.stack]
-    specs = [(key, spec, "float32") for key, spec in contract.observations.items()]
-    specs += [(f"images/{camera}", spec, "uint8") for camera, spec in contract.images.items()]
-    found = [
-        {"name": name, "shape": [*window, *spec.shape], "dtype": dtype, "unit": spec.unit if dtype == "float32" else ""}
-        for name, spec, dtype in specs
-    ]
+    images = {f"images/{camera}": spec for camera, spec in contract.images.items()}
+    specs = [(key, key, spec, window) for key, spec in (contract.observations | images).items()]
+    specs += [(IN_OBSERVATION + key, key, spec, []) for key, spec in contract.goal.items()]
+    found = []
+    for name, key, spec, steps in specs:
+        picture = key.startswith("images/")
+        dtype, unit = ("uint8", "") if picture else ("float32", spec.unit)
+        found.append({"name": name, "shape": [*steps, *spec.shape], "dtype": dtype, "unit": unit})
     if noise is not None:
         found.append({"name": "noise", "shape": [noise["size"]], "dtype": "float32", "unit": "standard normal"})
+    if returns is not None:
+        found.append({"name": WANTED, "shape": [], "dtype": "float32", "unit": "reward"})
     return found
 
 
 def _output(contract: PolicyContract) -> dict[str, Any]:
     shape = [*([contract.chunk] if contract.chunk > 1 else []), int(np.prod(contract.action.shape))]
-    return {"name": "action", "shape": shape, "dtype": "float32", "range": [-1, 1]}
+    return {"name": ACTION, "shape": shape, "dtype": "float32", "range": [-1, 1]}
 
 
 def _noise(policy: BundlePolicy) -> dict[str, Any] | None:
@@ -249,14 +301,21 @@ def _noise(policy: BundlePolicy) -> dict[str, Any] | None:
 
 
 def _answers(policy: Any, observations: Mapping[str, np.ndarray], stack: int) -> np.ndarray:
-    """(n, chunk, A) of windows, each as the beginning of an episode."""
+    """(n, 2 * chunk, A) of windows, each as the beginning of an episode.
+
+    Asked a second time, what a policy remembers of its first answer counts.
+    """
     answers = []
     for row in range(len(next(iter(observations.values())))):
         policy.reset()
-        window = {key: value[row] if stack > 1 else value[row][None] for key, value in observations.items()}
+        window = {
+            key: value[row] if stack > 1 and not key.startswith(IN_OBSERVATION) else value[row][None]
+            for key, value in observations.items()
+        }
         for step in range(stack - 1):
-            policy.observe({key: value[step] for key, value in window.items()})
-        answers.append(policy.act({key: value[-1] for key, value in window.items()}))
+            policy.observe({key: value[step] for key, value in window.items() if len(value) == stack})
+        last = {key: value[-1] for key, value in window.items()}
+        answers.append(np.concatenate([policy.act(last), policy.act(last)]))
     policy.reset()
     return np.stack(answers)
 
@@ -280,7 +339,7 @@ def _write(network: ExportedNetwork, inputs: list[dict[str, Any]], path: Path, k
                 program,
                 dynamo=True,
                 input_names=[item["name"] for item in inputs],
-                output_names=["action"],
+                output_names=[ACTION, PAYS] if inputs[-1]["name"] == WANTED else [ACTION],
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -295,15 +354,15 @@ def _write(network: ExportedNetwork, inputs: list[dict[str, Any]], path: Path, k
 
 
 def _runner(path: Path, manifest: Mapping[str, Any]) -> Any:
-    """List of (B, ...) arrays -> (B, A), one thread."""
+    """List of (B, ...) arrays -> list of the outputs, (B, ...) each; one thread."""
     if manifest["format"] == "torch":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             module = torch.export.load(path).module()
 
-        def run_torch(given: list[np.ndarray]) -> np.ndarray:
+        def run_torch(given: list[np.ndarray]) -> list[np.ndarray]:
             with torch.inference_mode():
-                return module(*(torch.from_numpy(value) for value in given)).numpy()
+                return [output.numpy() for output in module(*(torch.from_numpy(value) for value in given))]
 
         return run_torch
     runtime = _onnxruntime()
@@ -312,7 +371,7 @@ def _runner(path: Path, manifest: Mapping[str, Any]) -> Any:
     options.log_severity_level = 3
     session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [item["name"] for item in manifest["inputs"]]
-    return lambda given: session.run(["action"], dict(zip(names, given, strict=True)))[0]
+    return lambda given: session.run(None, dict(zip(names, given, strict=True)))
 
 
 def _parity(exported: ExportedPolicy, observations: Mapping[str, np.ndarray], wanted: np.ndarray) -> dict[str, Any]:
@@ -323,10 +382,11 @@ def _parity(exported: ExportedPolicy, observations: Mapping[str, np.ndarray], wa
         for i in exported.manifest["inputs"]
         if i["name"] in observations
     ]
-    noise = [np.repeat(drawn, len(wanted), 0) for drawn in exported._drawn(1)]  # as after each reset
+    brought = [np.repeat(value, len(wanted), 0) for value in exported._brought(1)]  # as after each reset
     exported.reset()
-    together = exported._run(given + noise).reshape(wanted.shape)
-    gaps = np.maximum(np.abs(together - wanted), np.abs(alone - wanted))
+    first = wanted[:, : exported.contract.chunk]
+    together = exported._run(given + brought)[0].reshape(first.shape)
+    gaps = np.concatenate([np.abs(alone - wanted), np.abs(together - first)], 1)
     worst = float(gaps.max()) if np.isfinite(gaps).all() else float("inf")
     return {"count": len(wanted), "max_abs_difference": worst, "mean_abs_difference": float(gaps.mean())}
 

@@ -12,31 +12,19 @@ import torch
 from torch import Tensor
 
 from embodied.contracts.errors import InputError, suggest
+from embodied.contracts.specs import ArraySpec
 from embodied.policies.contract import PolicyContract
 
 IN_OBSERVATION = "goal/"  # before a goal's key, where an environment states goals in its observations
 
 
-class GoalInput:
-    """The goal part of a network's input.
+class Goals:
+    """What a policy is to reach: one of the goals that it was given, or what an observation states."""
 
-    Args:
-        encoder: of images, (B, H, W, 3) uint8 -> (B, E); needed for goals that are pictures.
-        embedding_size: E.
-        where: the bundle, for errors.
-    """
-
-    def __init__(self, contract: PolicyContract, encoder: Any, embedding_size: int, where: str) -> None:
-        self.spec, self._encoder = contract.goal, encoder
-        mean, std = contract.goal_statistics(embedding_size, where)
-        self._mean, self._std = torch.from_numpy(mean), torch.from_numpy(std)
-        self._rows: list[Tensor] = []
+    def __init__(self, spec: Mapping[str, ArraySpec]) -> None:
+        self.spec = spec
+        self._rows: list[Any] = []
         self._chosen = 0
-
-    @property
-    def size(self) -> int:
-        """G, 0 without goals."""
-        return len(self._mean)
 
     @property
     def given(self) -> int:
@@ -56,42 +44,68 @@ class GoalInput:
         """The goal `number`, counted round and round; nothing where none was given."""
         self._chosen = number % len(self._rows) if self._rows else 0
 
+    def pursued(self, observation: Mapping[str, np.ndarray]) -> Any:
+        """`_row` of the goal that the observation states, or of the chosen one. InputError: there is none."""
+        stated = {key: observation[IN_OBSERVATION + key] for key in self.spec if IN_OBSERVATION + key in observation}
+        if stated:
+            return self._row(stated)
+        if self._rows:
+            return self._rows[self._chosen]
+        raise InputError(
+            f"This policy pursues a goal ({', '.join(self.spec)}) and was given none.\n"
+            "Name one: --goal FILE of 'embodied eval' and 'embodied deploy', or policy.give_goals({...})."
+        )
+
+    def _row(self, goal: Mapping[str, Any]) -> Any:
+        """(1, ...) of every key: uint8 of pictures, float32 of all else."""
+        parts = []
+        for key, spec in self.spec.items():
+            if key not in goal:
+                raise InputError(f"The goal lacks '{key}'. It has: {', '.join(sorted(goal)) or 'nothing'}.")
+            value, picture = np.asarray(goal[key]), key.startswith("images/")
+            spec.check(f"goal {key}", value, leading=0)
+            if picture and value.dtype != np.uint8:
+                raise InputError(f"'goal {key}' is {value.dtype}; this policy takes uint8 images.")
+            parts.append(np.ascontiguousarray(value[None], np.uint8 if picture else np.float32))
+        return parts
+
+
+class GoalInput(Goals):
+    """The goal part of a network's input.
+
+    Args:
+        encoder: of images, (B, H, W, 3) uint8 -> (B, E); needed for goals that are pictures.
+        embedding_size: E.
+        where: the bundle, for errors.
+
+    Attributes:
+        mean, std: (G,); G is 0 without goals.
+    """
+
+    def __init__(self, contract: PolicyContract, encoder: Any, embedding_size: int, where: str) -> None:
+        super().__init__(contract.goal)
+        self._encoder = encoder
+        mean, std = contract.goal_statistics(embedding_size, where)
+        self.mean, self.std = torch.from_numpy(mean), torch.from_numpy(std)
+
     def append(self, x: Tensor, observation: Mapping[str, np.ndarray]) -> Tensor:
         """(B, N * D) -> (B, N * D + G): the goal that the observation states, or the chosen one.
 
         Raises:
             InputError: there is none.
         """
-        if not self.spec:
-            return x
-        stated = {key: observation[IN_OBSERVATION + key] for key in self.spec if IN_OBSERVATION + key in observation}
-        if stated:
-            row = self._row(stated)
-        elif self._rows:
-            row = self._rows[self._chosen]
-        else:
-            raise InputError(
-                f"This policy pursues a goal ({', '.join(self.spec)}) and was given none.\n"
-                "Name one: --goal FILE of 'embodied eval' and 'embodied deploy', or policy.give_goals({...})."
-            )
-        return torch.cat([x, row.expand(len(x), -1)], -1)
+        return torch.cat([x, self.pursued(observation).expand(len(x), -1)], -1) if self.spec else x
 
     def _row(self, goal: Mapping[str, Any]) -> Tensor:
         """(1, G), normalised."""
-        parts = []
-        for key, spec in self.spec.items():
-            if key not in goal:
-                raise InputError(f"The goal lacks '{key}'. It has: {', '.join(sorted(goal)) or 'nothing'}.")
-            value = np.asarray(goal[key])
-            spec.check(f"goal {key}", value, leading=0)
-            if not key.startswith("images/"):
-                parts.append(torch.from_numpy(value.reshape(1, -1).astype(np.float32)))
-                continue
-            if value.dtype != np.uint8:
-                raise InputError(f"'goal {key}' is {value.dtype}; this policy takes uint8 images.")
-            with torch.inference_mode():
-                parts.append(self._encoder(torch.from_numpy(np.ascontiguousarray(value[None]))))
-        return (torch.cat(parts, -1) - self._mean) / self._std
+        with torch.inference_mode():
+            parts = [embedded(torch.from_numpy(value), self._encoder) for value in super()._row(goal)]
+            return (torch.cat(parts, -1) - self.mean) / self.std
+
+
+def embedded(value: Tensor, encoder: Any) -> Tensor:
+    """(B, ...) -> (B, E) of pictures, all else as it is, flat."""
+    return encoder(value) if value.dtype == torch.uint8 else value.reshape(value.shape[0], -1)
 
 
 def read_goal(path: str | Path) -> dict[str, np.ndarray]:

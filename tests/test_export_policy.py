@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from made_stores import write_store
@@ -19,7 +20,7 @@ from embodied.contracts.specs import DatasetSpec
 from embodied.datasets.episode import Episode, end_flags, padded_last
 from embodied.export import Export, as_text, export, sample
 from embodied.policies import export_policy as module
-from embodied.policies.actors import FlowActor
+from embodied.policies.actors import FlowActor, ReturnActor
 from embodied.policies.bundle import load_policy, save_policy
 from embodied.policies.export_policy import TOLERANCE, export_policy, load_exported
 from embodied.policies.fqe import store_actions
@@ -179,6 +180,100 @@ def test_stacks_chunks_and_flows(
     else:
         with pytest.raises(InputError, match="step by step"):
             exported.act_batch(seen)
+
+
+def make_pursuing(folder: Path, cameras: tuple[str, ...], stack: int = 1) -> Path:
+    """A bundle told joint positions and, with a camera, a picture to reach."""
+    contract = tiny_contract(cameras=cameras)
+    goal = {"joint_position": contract.observations["joint_position"]}
+    goal |= {f"images/{camera}": contract.images[camera] for camera in cameras}
+    contract = dataclasses.replace(contract, goal=goal, stack=stack)
+    encoder = (
+        ImageEncoder(EncoderConfig(channels=(4, 4, 4), embedding_size=16), generators([1])[0]) if cameras else None
+    )
+    size = (15 + 16 * len(cameras)) * stack + 7 + 16 * len(cameras)
+    actor = Actor(generators([0]), size, 8, (32,)).state_dict()
+    return save_policy(folder, actor, contract, {"algorithm": "test"}, {"made_by": "test"}, encoder)
+
+
+@pytest.mark.parametrize(
+    ("cameras", "stack", "fmt"), [(("wrist",), 1, "onnx"), (("wrist",), 2, "torch"), ((), 1, "torch")]
+)
+def test_a_policy_that_pursues_a_goal(
+    world: Path, tmp_path: Path, cameras: tuple[str, ...], stack: int, fmt: Any
+) -> None:
+    folder = make_pursuing(tmp_path / "b", cameras, stack)
+    manifest = export(Export(folder, tmp_path / "x", world / "store", fmt, frames=6), Progress())
+    assert manifest["parity"]["max_abs_difference"] < TOLERANCE
+    last = {item["name"]: item for item in manifest["inputs"]}["goal/joint_position"]
+    assert last == {"name": "goal/joint_position", "shape": [7], "dtype": "float32", "unit": "rad"}
+    assert [item["name"] for item in manifest["inputs"]][-1].startswith("goal/")
+    bundle, exported = load_policy(folder), load_exported(tmp_path / "x")
+    seen, there = observations(4), observations(2, seed=3)
+    with pytest.raises(InputError, match="was given none"):
+        exported.act({key: value[0] for key, value in seen.items()})
+    goals = [{key: there[key][k] for key in bundle.goal_spec} for k in range(2)]
+    answers = []
+    for policy in (bundle, exported):
+        policy.give_goals(*goals)
+        assert policy.goals_given == 2
+        with pytest.raises(InputError, match="'place' is no goal of this policy"):
+            policy.give_goals({"place": np.zeros(2)})
+        found = []
+        for number in (0, 1, 2):
+            policy.choose_goal(number)
+            policy.reset()
+            found += [policy.act({key: value[k] for key, value in seen.items()}) for k in range(2)]
+            found += [] if stack > 1 else [policy.act_batch(seen)]
+        stated = {f"goal/{key}": value for key, value in goals[1].items()}
+        policy.reset()
+        found.append(policy.act({key: value[0] for key, value in seen.items()} | stated))
+        answers.append(np.concatenate(found))
+    np.testing.assert_allclose(answers[1], answers[0], atol=TOLERANCE)
+    steps = 2 if stack > 1 else 6
+    np.testing.assert_array_equal(answers[0][:steps], answers[0][2 * steps : 3 * steps])  # round and round
+    assert np.abs(answers[0][:steps] - answers[0][steps : 2 * steps]).max() > 0.01
+    np.testing.assert_array_equal(answers[0][-1], answers[0][steps])  # the goal stated is the second
+
+
+def make_wanting(folder: Path) -> Path:
+    """A bundle that wants a return of 3 and believes that a step pays about 1."""
+    actor = ReturnActor(generators([0]), 15, 8, (32,), 3.0)
+    with torch.no_grad():
+        actor.wanted_mean += 1.5
+        actor.wanted_std *= 0.3
+        actor.reward_mean += 1.0
+    kind = {"kind": "return_conditioned", "target_return": 3.0}
+    return save_policy(folder, actor.state_dict(), tiny_contract(cameras=()), {}, {}, None, kind=kind)
+
+
+@pytest.mark.parametrize("fmt", ["onnx", "torch"])
+def test_a_policy_that_follows_the_return_still_wanted(world: Path, tmp_path: Path, fmt: Any) -> None:
+    folder = make_wanting(tmp_path / "b")
+    manifest = export(Export(folder, tmp_path / "x", world / "store", fmt, frames=6), Progress())
+    assert manifest["returns"] == {"target": 3.0}
+    assert manifest["inputs"][-1]["name"] == "return_still_wanted"
+    bundle, exported = load_policy(folder), load_exported(tmp_path / "x")
+    one = {key: value[0] for key, value in observations(1).items()}
+    for _ in range(2):
+        bundle.reset()
+        exported.reset()
+        answers = [bundle.act(one) for _ in range(5)]
+        np.testing.assert_allclose([exported.act(one) for _ in range(5)], answers, atol=TOLERANCE)
+        assert np.abs(np.diff(answers, axis=0)).max(axis=(1, 2)).min() > 1e-3  # what was paid is no longer wanted
+    with pytest.raises(InputError, match="step by step"):
+        exported.act_batch(observations(2))
+
+
+def test_parity_is_about_what_is_remembered_too(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_wanting(tmp_path / "b")
+    monkeypatch.setattr(
+        module.ExportedNetwork, "forward", lambda network, *x, was=module.ExportedNetwork.forward: (
+            was(network, *x)[0], was(network, *x)[1] + 0.5
+        ),
+    )  # fmt: skip
+    with pytest.raises(BundleError, match="differs from the bundle"):
+        export_policy(folder, tmp_path / "x", "torch", observations(3))
 
 
 def test_what_a_stack_sees_of_a_store_begins_with_the_episode(world: Path, tmp_path: Path) -> None:

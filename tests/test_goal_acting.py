@@ -22,7 +22,6 @@ from embodied.evaluate import bundle_loader
 from embodied.goals import goals_of
 from embodied.policies.bundle import load_policy, read_goal, save_policy
 from embodied.policies.contract import PolicyContract
-from embodied.policies.export_policy import export_policy
 from embodied.policies.fqe import store_actions
 from embodied.policies.networks import Actor, generators
 from embodied.progress import Progress
@@ -202,5 +201,3 @@ def test_what_cannot_be_told_a_goal_says_so(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store", [make_episode(i, steps=3) for i in range(2)])
     with pytest.raises(InputError, match="One reward does not judge a policy that pursues goals"):
         store_actions([policy], store)
-    with pytest.raises(BundleError, match="told a goal has no form as one graph"):
-        export_policy(tmp_path / "b", tmp_path / "out", "torch", {"joint_position": np.zeros((2, 3), np.float32)})

@@ -19,7 +19,6 @@ from embodied.contracts.provenance import hash_file
 from embodied.contracts.specs import ActionSpec, ArraySpec
 from embodied.policies.actors import ReturnActor
 from embodied.policies.bundle import PolicyContract, load_policy
-from embodied.policies.export_policy import export_policy
 from embodied.policies.loop import read_metrics
 from embodied.policies.mbrcsl import MBRCSL, PRESETS, MBRCSLConfig
 from embodied.policies.mbrcsl_mixture import MixtureActor, MixtureBC, mixture_nll
@@ -362,8 +361,6 @@ def test_a_bundle_that_wants_a_return_refuses_what_it_cannot_do(tmp_path: Path) 
     folder = run(tmp_path / "run", (3,), 20) / "seed_003"
     with pytest.raises(InputError, match="step by step"):
         load_policy(folder).act_batch({"place": np.zeros((2, 2), np.float32)})
-    with pytest.raises(BundleError, match="no form as one graph"):
-        export_policy(folder, tmp_path / "out", "torch", {"place": np.zeros((2, 2), np.float32)})
     config = json.loads((folder / "config.json").read_text())
     config["architecture"]["actor"]["target_return"] = "much"
     (folder / "config.json").write_text(json.dumps(config))
