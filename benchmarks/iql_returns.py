@@ -2,16 +2,20 @@
 
     python benchmarks/iql_returns.py --data hopper-replay.hdf5 --corl iql.py     # 20,000 updates, five seeds
     python benchmarks/iql_returns.py --data hopper-replay.hdf5 --corl iql.py --steps 200 --seeds 2 --episodes 2 --dry
+    embodied sim collect robosuite/Lift lift.zarr --cameras
+    python benchmarks/iql_returns.py --data lift.zarr --corl iql.py
 
 A run is one seed of one implementation: ours with products in fp32 and (where the CPU has it) in bf16, and
 algorithms/offline/iql.py of CORL, fetched by whoever measures. Each is a process of its own with one thread, --parallel
 at a time, seed by seed; what a run earned is kept under --work, so a killed command goes on. Batches and first weights
 are each implementation's own.
 
-Data: D4RL layout of Gymnasium's --env. Observations are (x - mean) / (std + 0.001), rewards 1000 r / (largest -
-smallest return of a complete episode), as CORL does; for both expectile 0.7, inverse temperature 3, discount 0.99,
-targets 0.005, batch 256, two layers of 256, Adam at 3e-4, the actor's along a cosine to 0. Evaluated once, after the
-last update: the mean action from --episodes initial states, seeds 10,000 and up, undiscounted returns.
+Data: D4RL layout of Gymnasium's --env; or a store that `sim collect` made: the keys that a robot would see in one row,
+a step paid by the simulator's shaped reward of its next frame, episodes judged in that simulator. Observations are
+(x - mean) / (std + 0.001), rewards 1000 r / (largest - smallest return of a complete episode), as CORL does; for both
+expectile 0.7, inverse temperature 3, discount 0.99, targets 0.005, batch 256, two layers of 256, Adam at 3e-4, the
+actor's along a cosine to 0. Evaluated once, after the last update: the mean action from --episodes initial states,
+seeds 10,000 and up, undiscounted returns.
 
 The result holds every seed's mean return, and the probability that a run of the first earns more than one of the second
 (ties one half) with its 95 % bootstrap interval over seeds, as `embodied compare` computes it.
@@ -23,7 +27,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +42,15 @@ from record import write_result
 from embodied.compare_aggregate import improvement
 from embodied.contracts.errors import ConfigError
 from embodied.contracts.provenance import hash_json
-from embodied.contracts.specs import ActionSpec, ArraySpec
+from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
+from embodied.datasets.store import EpisodeStore
 from embodied.policies.bundle import load_policy
 from embodied.policies.contract import PolicyContract
 from embodied.policies.iql import IQLConfig
 from embodied.policies.relu_network import set_precision
 from embodied.policies.train import TransitionData, train
+from embodied.sim.rollout import cached_environment, rollout
+from embodied.sim.suites import ENVIRONMENTS, true_reward
 
 ARMS = {"ours_fp32": "fp32", "ours_bf16": "bf16", "corl": ""}
 FIRST_STATE = 10_000
@@ -51,11 +58,33 @@ HORIZON = 1000
 Act = Callable[[np.ndarray], np.ndarray]
 
 
+KEYS = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
+
+
+def seen(spec: DatasetSpec) -> list[str]:
+    """The keys that a robot would see."""
+    return [key for key, array in spec.observations.items() if not array.privileged]
+
+
+def recorded(path: str) -> dict[str, np.ndarray]:
+    """KEYS of a file in D4RL's layout, or of a store."""
+    if not Path(path).is_dir():
+        with h5py.File(path) as file:
+            return {key: np.asarray(file[key]) for key in KEYS}
+    store = EpisodeStore(path)
+    frames = np.concatenate(
+        [store.read(f"observation/{key}").reshape(store.num_frames, -1) for key in seen(store.spec)], 1
+    )
+    begins = np.flatnonzero(store.read("step_valid"))
+    rewards = true_reward(store.spec.environment, store)[begins + 1]
+    ends = [store.read(name)[begins] for name in ("terminated", "truncated")]
+    rows = (frames[begins], store.read("action")[begins], rewards, frames[begins + 1], *ends)
+    return dict(zip(KEYS, rows, strict=True))
+
+
 def transitions(path: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """The arrays as both are given them, and mean and scale of the observations."""
-    keys = ("observations", "actions", "rewards", "next_observations", "terminals", "timeouts")
-    with h5py.File(path) as file:
-        data = {key: np.asarray(file[key]) for key in keys}
+    data = recorded(path)
     ends = np.flatnonzero(data["terminals"] | data["timeouts"]) + 1
     returns = [float(part.sum(dtype=np.float64)) for part in np.split(data["rewards"], ends)[: len(ends)]]
     data["rewards"] = (data["rewards"] * (HORIZON / (max(returns) - min(returns)))).astype(np.float32)
@@ -100,7 +129,27 @@ def corl(arguments: argparse.Namespace, seed: int) -> Act:
     return lambda observation: actor.act((observation - mean) / scale)
 
 
+class Actor:
+    """A behaviour of the simulators that `sim collect` knows."""
+
+    def __init__(self, act: Act, keys: list[str]) -> None:
+        self._act, self._keys = act, keys
+
+    def reset(self, seed: int) -> str:
+        return "policy"
+
+    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        return self._act(np.concatenate([observation[key].ravel() for key in self._keys]))
+
+
 def returns(act: Act, env_id: str, episodes: int) -> list[float]:
+    if env_id in ENVIRONMENTS:
+        ours = cached_environment(env_id, (), 64)
+        actor = Actor(act, seen(ours.spec))
+        return [
+            sum(step.reward for step in rollout(ours, actor, seed))
+            for seed in range(FIRST_STATE, FIRST_STATE + episodes)
+        ]
     import gymnasium
 
     env = gymnasium.make(env_id)
@@ -178,9 +227,9 @@ def table(arms: list[str], work: Path, seeds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", required=True, help="HDF5 file in D4RL's layout")
+    parser.add_argument("--data", required=True, help="HDF5 file in D4RL's layout, or a store of `sim collect`")
     parser.add_argument("--corl", help="algorithms/offline/iql.py of CORL; without it, ours alone")
-    parser.add_argument("--env", default="Hopper-v5", help="of Gymnasium")
+    parser.add_argument("--env", default="Hopper-v5", help="of Gymnasium; a store knows its own")
     parser.add_argument("--steps", type=int, default=20_000, help="updates of a run")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--episodes", type=int, default=20)
@@ -189,6 +238,9 @@ def main() -> None:
     parser.add_argument("--dry", action="store_true", help="print only")
     parser.add_argument("--run", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    stored = Path(arguments.data).is_dir()
+    if stored:
+        arguments.env = EpisodeStore(arguments.data).spec.environment
     if arguments.run:
         arm, seed, work = arguments.run
         return run(arguments, arm, int(seed), Path(work) / f"{arm}-{seed}")
@@ -209,7 +261,8 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     run_all(arms, work, arguments.seeds, arguments.parallel)
     figures = {**settings, "seeds": arguments.seeds, **table(arms, work, arguments.seeds)}
-    print(json.dumps(figures, indent=1)) if arguments.dry else write_result("iql_returns", figures)
+    name = "iql_returns" + (f"_{arguments.env.split('/')[-1].lower()}" if stored else "")
+    print(json.dumps(figures, indent=1)) if arguments.dry else write_result(name, figures)
 
 
 if __name__ == "__main__":
