@@ -7,8 +7,9 @@
 
 A run is one seed of one implementation: ours with products in fp32 and (where the CPU has it) in bf16, and
 algorithms/offline/iql.py of CORL, fetched by whoever measures. Each is a process of its own with one thread, --parallel
-at a time, seed by seed; what a run earned is kept under --work, so a killed command goes on. Batches and first weights
-are each implementation's own.
+at a time, seed by seed; what a run earned is kept under --work, so a killed command goes on. Batches are each
+implementation's own, and so are first weights: ours orthogonal, as the authors', CORL's `torch.nn.Linear`'s. The arm
+`ours_uniform`, in fp32, starts as CORL does: what is left between these two is the implementation.
 
 Data: D4RL layout of Gymnasium's --env; or a store that `sim collect` made: the keys that a robot would see in one row,
 a step paid by the simulator's shaped reward of its next frame, episodes judged in that simulator. Observations are
@@ -52,7 +53,11 @@ from embodied.policies.train import TransitionData, train
 from embodied.sim.rollout import cached_environment, rollout
 from embodied.sim.suites import ENVIRONMENTS, true_reward
 
-ARMS = {"ours_fp32": "fp32", "ours_bf16": "bf16", "corl": ""}
+ARMS = {  # precision, initialization
+    "ours_fp32": ("fp32", "orthogonal"),
+    "ours_bf16": ("bf16", "orthogonal"),
+    "ours_uniform": ("fp32", "uniform"),
+}
 FIRST_STATE = 10_000
 HORIZON = 1000
 Act = Callable[[np.ndarray], np.ndarray]
@@ -95,7 +100,8 @@ def transitions(path: str) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarra
     return data, mean.astype(np.float32), scale.astype(np.float32)
 
 
-def ours(arguments: argparse.Namespace, precision: str, seed: int, folder: Path) -> Act:
+def ours(arguments: argparse.Namespace, arm: str, seed: int, folder: Path) -> Act:
+    precision, initialization = ARMS[arm]
     data, mean, scale = transitions(arguments.data)
     count, size = data["observations"].shape
     rows = np.arange(count)
@@ -115,7 +121,7 @@ def ours(arguments: argparse.Namespace, precision: str, seed: int, folder: Path)
         {"state": {"mean": mean, "std": scale}},
         environment=arguments.env,
     )
-    config = IQLConfig(observation_normalization="none", reward_normalization="none")
+    config = IQLConfig(observation_normalization="none", reward_normalization="none", initialization=initialization)
     train("iql", arrays, config, [seed], arguments.steps, folder, contract, log_every=1000, precision=precision)
     policy = load_policy(folder / f"seed_{seed:03d}")
     return lambda observation: policy.act({"state": observation.astype(np.float32)})[0]
@@ -168,7 +174,7 @@ def run(arguments: argparse.Namespace, arm: str, seed: int, folder: Path) -> Non
     """A run's process: trains, evaluates, and leaves `<folder>.json`."""
     torch.set_num_threads(1)
     start = time.process_time()
-    act = corl(arguments, seed) if arm == "corl" else ours(arguments, ARMS[arm], seed, folder)
+    act = corl(arguments, seed) if arm == "corl" else ours(arguments, arm, seed, folder)
     trained = time.process_time()
     found = returns(act, arguments.env, arguments.episodes)
     figures = {
@@ -250,7 +256,7 @@ def main() -> None:
         arms.append("ours_bf16")
     except ConfigError as error:
         print(error, file=sys.stderr)
-    arms += ["corl"] if arguments.corl else []
+    arms += ["ours_uniform", *(["corl"] if arguments.corl else [])]
     settings = {
         "env": arguments.env,
         "steps": arguments.steps,

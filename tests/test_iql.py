@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from embodied.contracts.batch import Batch
+from embodied.contracts.errors import ConfigError
 from embodied.policies.bc import BC, BCConfig
 from embodied.policies.critics import ScalarCritic
 from embodied.policies.iql import IQL, PRESETS, IQLConfig
@@ -212,3 +213,24 @@ def test_value_rises_with_the_expectile() -> None:
         means.append(float(torch.stack(values[-50:]).mean()))
     assert means[1] > means[0] + 0.5
     assert means[1] < 0  # rewards are at most 0, so no value is above it
+
+
+def test_weights_start_orthogonal_or_as_torch_starts_them() -> None:
+    shape = ([3, 4], D, A, 10)
+    for name in ("actor", "critic", "value"):
+        authors, plain = (getattr(IQL(IQLConfig(hidden_sizes=(64, 32), initialization=kind), *shape), name).mlp
+                          for kind in ("orthogonal", "uniform"))  # fmt: skip
+        first = authors.layers[0].weight[0].detach()  # (in, out), rows of length root 2
+        np.testing.assert_allclose(first @ first.T, 2 * torch.eye(len(first)), atol=1e-5)
+        assert not any(layer.bias.any() for layer in authors.layers)
+        for layer in plain.layers:
+            bound = layer.weight.shape[1] ** -0.5
+            for values in (layer.weight, layer.bias):
+                assert 0 < values.abs().max() <= bound
+            assert layer.weight.std() == pytest.approx(bound / 3**0.5, rel=0.2)
+        assert not torch.equal(plain.layers[0].weight[0], plain.layers[0].weight[-1])
+    alone = IQL(IQLConfig(hidden_sizes=(64, 32), initialization="uniform"), [4], D, A, 10)
+    together = IQL(IQLConfig(hidden_sizes=(64, 32), initialization="uniform"), *shape)
+    assert torch.equal(alone.value.mlp.layers[1].weight[0], together.value.mlp.layers[1].weight[1])
+    with pytest.raises(ConfigError, match=r"initialization 'unifrom'.*uniform"):
+        IQL(IQLConfig(initialization="unifrom"), *shape)
