@@ -30,7 +30,7 @@ from embodied.contracts.specs import ArraySpec
 from embodied.datasets.draws import Stream, philox
 from embodied.policies.actors import FlowActor, ReturnActor, actor_settings, make_actor, observation_size
 from embodied.policies.contract import PolicyContract
-from embodied.policies.goal import GoalInput, read_goal
+from embodied.policies.goal import GoalInput, Pursuer, read_goal
 from embodied.policies.history import History
 from embodied.policies.networks import EncoderConfig, ImageEncoder, MultilinearValue, generators
 
@@ -38,7 +38,7 @@ SCHEMA = 1
 FILES = ("config.json", "contract.json", "model.safetensors", "provenance.json")
 
 
-class BundlePolicy:
+class BundlePolicy(Pursuer):
     """A policy read from a bundle. `act` takes NumPy arrays and gives NumPy arrays."""
 
     def __init__(
@@ -71,24 +71,6 @@ class BundlePolicy:
         """A new episode begins: forget what was seen and paid, and repeat the draws of an actor that draws."""
         self._history, self._asked = History(self.contract.stack), 0
         self._wanted = self._actor.target_return if isinstance(self._actor, ReturnActor) else 0.0
-
-    def give_goals(self, *goals: Mapping[str, np.ndarray]) -> None:
-        """What to reach: `goal_spec`'s keys in SI units, `images/<camera>` uint8. It outlasts `reset`.
-
-        Goals within an observation, `goal/<key>`, come first. Of several goals given here `choose_goal` takes one.
-
-        Raises:
-            InputError: a key is missing, unknown or of another shape.
-        """
-        self._goal.give(goals)
-
-    @property
-    def goals_given(self) -> int:
-        return self._goal.given
-
-    def choose_goal(self, number: int) -> None:
-        """Of the goals given, counted round and round, this one."""
-        self._goal.choose(number)
 
     def observe(self, observation: Mapping[str, np.ndarray]) -> None:
         """See one step without acting: a step that a former chunk covers. Only a stack of observations remembers it."""

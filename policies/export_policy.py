@@ -28,7 +28,7 @@ from embodied.datasets.draws import Stream, philox
 from embodied.policies.actors import FlowActor, ReturnActor
 from embodied.policies.bundle import BundlePolicy, load_policy
 from embodied.policies.contract import PolicyContract
-from embodied.policies.goal import IN_OBSERVATION, Goals, embedded
+from embodied.policies.goal import IN_OBSERVATION, Goals, Pursuer, embedded
 
 SCHEMA = 1
 FILES = {"onnx": "policy.onnx", "torch": "policy.pt2"}
@@ -86,7 +86,7 @@ class ExportedNetwork(torch.nn.Module):
         return (actions if self.chunk == 1 else actions.reshape(batch, self.chunk, -1), *pays)
 
 
-class ExportedPolicy:
+class ExportedPolicy(Pursuer):
     """An exported policy with the bundle's own `reset`, `observe` and `act`: NumPy in, NumPy out."""
 
     def __init__(self, manifest: Mapping[str, Any], run: Any) -> None:
@@ -98,25 +98,13 @@ class ExportedPolicy:
         self._noise = manifest["noise"]
         self._returns = manifest.get("returns")
         self.goal_spec = self.contract.goal
-        self._goals = Goals(self.goal_spec)
+        self._goal = Goals(self.goal_spec)
         self.reset()
 
     def reset(self) -> None:
         """A new episode begins: forget what was seen and paid, and repeat the draws of a policy that draws."""
         self._seen: collections.deque[list[np.ndarray]] = collections.deque(maxlen=self.contract.stack)
         self._asked, self._wanted = 0, self._returns["target"] if self._returns else 0.0
-
-    def give_goals(self, *goals: Mapping[str, np.ndarray]) -> None:
-        """As `BundlePolicy.give_goals`."""
-        self._goals.give(goals)
-
-    @property
-    def goals_given(self) -> int:
-        return self._goals.given
-
-    def choose_goal(self, number: int) -> None:
-        """Of the goals given, counted round and round, this one."""
-        self._goals.choose(number)
 
     def observe(self, observation: Mapping[str, np.ndarray]) -> None:
         """See one step without acting."""
@@ -127,7 +115,7 @@ class ExportedPolicy:
         """The actions from now on, (chunk, A): keys in SI units, `images/<camera>` (H, W, 3) uint8."""
         self.observe(observation)
         given = [np.stack(rows, 1) if self.contract.stack > 1 else rows[0] for rows in zip(*self._seen, strict=True)]
-        goal = self._goals.pursued(observation) if self.goal_spec else []
+        goal = self._goal.pursued(observation) if self.goal_spec else []
         actions, *pays = self._run(given + goal + self._brought(1))
         if pays:
             self._wanted -= pays[0].item()
@@ -144,7 +132,7 @@ class ExportedPolicy:
         if self.contract.stack > 1:
             raise InputError(f"This policy sees the last {self.contract.stack} observations; ask it step by step.")
         given = self._checked(observations)
-        batch, goal = len(given[0]), self._goals.pursued({}) if self.goal_spec else []
+        batch, goal = len(given[0]), self._goal.pursued({}) if self.goal_spec else []
         actions = self._run(given + [np.repeat(value, batch, 0) for value in goal] + self._brought(batch))[0]
         return actions.reshape(batch, self.contract.chunk, -1)[:, 0]
 

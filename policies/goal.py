@@ -70,6 +70,30 @@ class Goals:
         return parts
 
 
+class Pursuer:
+    """What a policy offers to whoever tells it its goal."""
+
+    _goal: Goals
+
+    def give_goals(self, *goals: Mapping[str, np.ndarray]) -> None:
+        """What to reach: `goal_spec`'s keys in SI units, `images/<camera>` uint8. It outlasts `reset`.
+
+        Goals within an observation, `goal/<key>`, come first. Of several goals given here `choose_goal` takes one.
+
+        Raises:
+            InputError: a key is missing, unknown or of another shape.
+        """
+        self._goal.give(goals)
+
+    @property
+    def goals_given(self) -> int:
+        return self._goal.given
+
+    def choose_goal(self, number: int) -> None:
+        """Of the goals given, counted round and round, this one."""
+        self._goal.choose(number)
+
+
 class GoalInput(Goals):
     """The goal part of a network's input.
 
