@@ -38,7 +38,7 @@ SCHEMA = 1
 FILES = ("config.json", "contract.json", "model.safetensors", "provenance.json")
 
 
-class BundlePolicy(Pursuer):
+class BundlePolicy(Pursuer[GoalInput]):
     """A policy read from a bundle. `act` takes NumPy arrays and gives NumPy arrays."""
 
     def __init__(

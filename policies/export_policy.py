@@ -86,7 +86,7 @@ class ExportedNetwork(torch.nn.Module):
         return (actions if self.chunk == 1 else actions.reshape(batch, self.chunk, -1), *pays)
 
 
-class ExportedPolicy(Pursuer):
+class ExportedPolicy(Pursuer[Goals]):
     """An exported policy with the bundle's own `reset`, `observe` and `act`: NumPy in, NumPy out."""
 
     def __init__(self, manifest: Mapping[str, Any], run: Any) -> None:

@@ -4,7 +4,7 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
@@ -70,10 +70,13 @@ class Goals:
         return parts
 
 
-class Pursuer:
+GoalsKind = TypeVar("GoalsKind", bound=Goals)
+
+
+class Pursuer(Generic[GoalsKind]):
     """What a policy offers to whoever tells it its goal."""
 
-    _goal: Goals
+    _goal: GoalsKind
 
     def give_goals(self, *goals: Mapping[str, np.ndarray]) -> None:
         """What to reach: `goal_spec`'s keys in SI units, `images/<camera>` uint8. It outlasts `reset`.
