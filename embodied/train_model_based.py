@@ -30,6 +30,7 @@ class TrainModelBased:
         preset: short (default, ours, for a CPU), or a D4RL dataset: hopper-medium, walker2d-medium-expert, ...
         settings: changes to the preset, for example rollout_length 3 rollouts 5000.
         device: cpu or cuda.
+        precision: fp32, or bf16 products where the CPU has them, the rollouts' too.
         reward_model: of 'embodied label prefer --model': pays imagined steps, as it paid the label set's.
     """
 
@@ -44,6 +45,7 @@ class TrainModelBased:
     preset: str | None = None
     settings: dict[str, Setting] = dataclasses.field(default_factory=dict)
     device: str = "cpu"
+    precision: str = "fp32"
     reward_model: Path | None = None
 
     @property

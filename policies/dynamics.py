@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from embodied.policies.configure import Count, Nonnegative, Positive, Share, WholeNumber
 from embodied.policies.networks import StackedLinear
+from embodied.policies.relu_network import precision_in_use
 from embodied.policies.silu_network import StackedNetworks
 from embodied.policies.terminations import LEARNED, find_rule
 
@@ -250,6 +251,8 @@ class Dynamics:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """One sampled step of n rows, each through one elite drawn for it: n / E rows each, the last up to E - 1 fewer.
 
+        Products are taken in the precision of this process (`relu_network.set_precision`).
+
         Args:
             observations, actions: (n, D) and (n, A).
             penalty: also give each row's uncertainty over all members, see `disagreement`; 7 times the arithmetic.
@@ -277,11 +280,11 @@ class Dynamics:
         noise = torch.from_numpy(rng.standard_normal((each * groups, targets), np.float32)).to(observations)
         s = observations[order]
         x = self.scales.inputs(s, actions[order]).view(groups, each, -1)
-        uncertain = None
+        uncertain, products = None, precision_in_use()
         if penalty is None:
-            out = self._elites.forward(x)
+            out = self._elites.forward(x, products)
         else:
-            every = self._all.forward(x.view(1, groups * each, -1).expand(self.network.members, -1, -1))
+            every = self._all.forward(x.view(1, groups * each, -1).expand(self.network.members, -1, -1), products)
             mean, log_variance, _ = self.network.heads(every)
             uncertain = disagreement(mean, log_variance, penalty)[:count]
             out = torch.stack([every[e].view(groups, each, -1)[i] for i, e in enumerate(self.elites)])

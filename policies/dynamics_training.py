@@ -23,7 +23,8 @@ from embodied.policies.dynamics import (
 )
 from embodied.policies.loop import Progress, load_module, module_tensors, run_loop
 from embodied.policies.networks import generators
-from embodied.policies.silu_network import StackedNetworks, product_type
+from embodied.policies.relu_network import product_type
+from embodied.policies.silu_network import StackedNetworks
 
 HOLDOUT_ROWS = 4096
 

@@ -30,20 +30,30 @@ _products = torch.float32
 _relu_backward = torch.ops.aten.threshold_backward.grad_input
 
 
-def set_precision(name: str, device: str = "cpu") -> None:
-    """Products of this process's networks from here on: `fp32`, or `bf16` on a CPU that computes in it.
+def product_type(name: str, device: str = "cpu") -> torch.dtype:
+    """Of `fp32`, or of `bf16` on a CPU that computes in it.
 
     Raises:
         ConfigError: another name, a GPU, or a CPU on which bfloat16 is emulated and therefore slower.
     """
-    global _products
     if name not in PRECISIONS:
-        raise ConfigError(f"--precision: there is no '{name}'.{suggest(name, PRECISIONS)}")
+        raise ConfigError(f"precision: there is no '{name}'.{suggest(name, PRECISIONS)}")
     if name == "bf16" and torch.device(device).type != "cpu":
-        raise ConfigError("--precision bf16 is for training on a CPU. Leave it out on a GPU.")
+        raise ConfigError("precision bf16 is for training on a CPU. Leave it out on a GPU.")
     if name == "bf16" and not BF16_FLAGS & set(Path("/proc/cpuinfo").read_text().split()):
-        raise ConfigError("--precision bf16: this CPU does not compute in bfloat16. Leave it out.")
-    _products = PRECISIONS[name]
+        raise ConfigError("precision bf16: this CPU does not compute in bfloat16. Leave it out.")
+    return PRECISIONS[name]
+
+
+def set_precision(name: str, device: str = "cpu") -> None:
+    """Products of this process's networks from here on; see `product_type`."""
+    global _products
+    _products = product_type(name, device)
+
+
+def precision_in_use() -> torch.dtype:
+    """Of this process's products: what `set_precision` chose."""
+    return _products
 
 
 def apply(x: Tensor, parameters: Sequence[Tensor], num_active: int) -> Tensor:

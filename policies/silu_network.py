@@ -4,36 +4,21 @@ Forward passes take one network after another and a few hundred rows at a time, 
 own cache. Gradients take all networks at once, in one product per layer, which was faster than one after another.
 Hidden layers lie features first, which the products prefer. benchmarks/model_based_speed.py measures.
 
-Gradients may come from products in bfloat16: factors and products of layers with `WIDE` inputs or more, forwards and
-backwards, and the activations between them are rounded to 8 bits of mantissa. Weights, narrow first layers and the last
-layer, whose errors would be the model's, stay float32, and so does every forward pass that is not differentiated.
+Products may be in bfloat16, of gradients or of one forward pass: factors and products of layers with `WIDE` inputs or
+more, forwards and backwards, and the activations between them are rounded to 8 bits of mantissa. Weights, narrow first
+layers and the last layer, whose errors would be the model's, stay float32.
 """
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from embodied.contracts.errors import ConfigError, suggest
-from embodied.policies.relu_network import BF16_FLAGS, PRECISIONS
-
-ROWS = 256  # that go through a network together
+ROWS = 512  # that go through a network together
 WIDE = 64  # inputs from which rounding a layer's factors costs less than it gains
 _silu, _silu_backward = torch.ops.aten.silu.out, torch.ops.aten.silu_backward.grad_input
 Slope = Callable[[Tensor], Tensor]  # outputs (S, out, B) -> derivative of a loss in them
-
-
-def product_type(precision: str, device: str = "cpu") -> torch.dtype:
-    """Of `fp32` or `bf16`. ConfigError for another name, a GPU, or a CPU that only emulates bfloat16."""
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision: there is no '{precision}'.{suggest(precision, PRECISIONS)}")
-    if precision != "fp32" and torch.device(device).type != "cpu":
-        raise ConfigError(f"precision {precision} is for training on a CPU. Leave it out on a GPU.")
-    if precision != "fp32" and not BF16_FLAGS & set(Path("/proc/cpuinfo").read_text().split()):
-        raise ConfigError(f"precision {precision}: this CPU does not compute in it. Leave it out.")
-    return PRECISIONS[precision]
 
 
 class StackedNetworks:
@@ -42,7 +27,7 @@ class StackedNetworks:
     Args:
         layers: weight (S, in, out) and bias (S, 1, out) of each layer. On a GPU all networks go together, and there
             are no gradients from here.
-        products: of float32 networks in `gradients`; see `product_type`.
+        products: of float32 networks in `gradients`; see `relu_network.product_type`.
     """
 
     def __init__(self, layers: Sequence[tuple[Tensor, Tensor]], products: torch.dtype = torch.float32) -> None:
@@ -50,21 +35,28 @@ class StackedNetworks:
         pairs = [(w.detach().unbind(0), b.detach().unbind(0)) for w, b in layers]
         self._networks = [[(w[i], b[i], b[i].t()) for w, b in pairs] for i in range(len(pairs[0][0]))]
         self._sizes = [weight.shape[2] for weight, _ in layers]
-        kind = layers[0][0].dtype
-        low = [kind == torch.float32 and weight.shape[1] >= WIDE for weight, _ in layers[:-1]]
-        self._kinds = [*(products if rounded else kind for rounded in low), kind]  # of each layer's products
         self._like = layers[0][0].detach()
-        self._block: dict[int, list[tuple[Tensor, ...]]] = {}
+        self._kinds = self._types(products)
+        self._block: dict[tuple[int, torch.dtype], list[tuple[Tensor, ...]]] = {}
         self._passes: dict[int, list[tuple[Tensor, ...]]] = {}
 
+    def _types(self, products: torch.dtype) -> list[torch.dtype]:
+        """Of each layer's products."""
+        kind = self._like.dtype
+        low = [kind == torch.float32 and weight.shape[1] >= WIDE for weight, _ in self._layers[:-1]]
+        return [*(products if rounded else kind for rounded in low), kind]
+
     @torch.inference_mode(False)  # what is made in that mode could not be written to outside it
-    def _borrow(self, rows: int) -> list[tuple[Tensor, ...]]:
+    def _borrow(self, rows: int, products: torch.dtype) -> list[tuple[Tensor, ...]]:
         """Two (size, rows) of each hidden layer: what goes into SiLU and what comes out."""
-        if rows not in self._block:
+        if (rows, products) not in self._block:
             if len(self._block) > 4:  # remainders of other numbers of rows
                 self._block.clear()
-            self._block[rows] = [self._like.new_empty(2, size, rows).unbind(0) for size in self._sizes[:-1]]
-        return self._block[rows]
+            self._block[rows, products] = [
+                self._like.new_empty((2, size, rows), dtype=kind).unbind(0)
+                for size, kind in zip(self._sizes[:-1], self._types(products), strict=False)
+            ]
+        return self._block[rows, products]
 
     @torch.inference_mode(False)  # what is made in that mode could not be written to outside it
     def _kept(self, rows: int) -> list[tuple[Tensor, ...]]:
@@ -79,19 +71,21 @@ class StackedNetworks:
         return self._passes[rows]
 
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        """(S, B, in), perhaps expanded, -> (S, B, out)."""
+    def forward(self, x: Tensor, products: torch.dtype = torch.float32) -> Tensor:
+        """(S, B, in), perhaps expanded, -> (S, B, out). `products`: of float32 networks on a CPU."""
         if x.device.type != "cpu":
             for weight, bias in self._layers[:-1]:
                 x = F.silu(torch.baddbmm(bias, x, weight), inplace=True)
             return torch.baddbmm(self._layers[-1][1], x, self._layers[-1][0])
         out = x.new_empty(len(self._networks), x.shape[1], self._sizes[-1])
-        blocks = [slice(i, i + ROWS) for i in range(0, x.shape[1], ROWS)]
+        blocks, kinds = [slice(i, i + ROWS) for i in range(0, x.shape[1], ROWS)], self._types(products)
         for network, inputs, outputs in zip(self._networks, x.unbind(0), out.unbind(0), strict=True):
+            hidden = [(w.to(kind).t(), b.to(kind)) for (w, _, b), kind in zip(network[:-1], kinds, strict=False)]
             for block in blocks:
                 h = inputs[block].t()
-                for (weight, _, bias), (z, after) in zip(network[:-1], self._borrow(h.shape[1]), strict=True):
-                    h = _silu(torch.addmm(bias, weight.t(), h, out=z), out=after)
+                for n, (z, after) in enumerate(self._borrow(h.shape[1], products)):
+                    weight, bias = hidden[n]
+                    h = _silu(torch.addmm(bias, weight, h, out=z), out=after).to(kinds[n + 1])
                 torch.addmm(network[-1][1], h.t(), network[-1][0], out=outputs[block])
         return out
 

@@ -9,6 +9,7 @@ import torch
 
 from embodied.contracts.errors import BundleError, ConfigError, InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec
+from embodied.policies import relu_network
 from embodied.policies.bundle import PolicyContract
 from embodied.policies.dynamics import (
     Dynamics,
@@ -153,6 +154,32 @@ def test_a_step_sends_each_row_through_one_elite_and_no_other_member(penalty: st
     assert sorted(counts[[0, 2, 3]]) == [32, 34, 34]
     assert not terminated.any()
     assert (uncertain is None) == (penalty is None)
+
+
+@pytest.mark.parametrize("penalty", [None, "aleatoric"])
+def test_a_step_in_bfloat16_is_near_and_outputs_are_not_rounded(
+    penalty: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relu_network, "BF16_FLAGS", {"flags"})  # a CPU without bfloat16 computes the same, slowly
+    network = DynamicsNetwork(generators([1]), D, A, (64, 64, 64), 4)
+    with torch.no_grad():
+        for layer in network.layers:
+            layer.weight.mul_(3.0)  # first weights are so small that all rows look alike
+    scales = Scales(torch.zeros(D + A), torch.ones(D + A), torch.full((D + 1,), 100.0), torch.ones(D + 1))
+    dynamics = Dynamics(network, scales, (2, 0, 3), "none")
+    s, a = torch.randn(600, D), torch.rand(600, A)
+    exact = dynamics.step(s, a, np.random.default_rng(0), penalty)
+    relu_network.set_precision("bf16")
+    try:
+        found = dynamics.step(s, a, np.random.default_rng(0), penalty)
+    finally:
+        relu_network.set_precision("fp32")
+    for one, other in zip(found[:2], exact[:2], strict=True):
+        assert one.dtype == torch.float32
+        assert 1e-4 < float((one - other).std() / other.std()) < 0.02
+        assert len(one.unique()) > 0.9 * one.numel()  # values near 100 are not rounded to halves
+    if penalty:
+        assert 1e-4 < float((found[3] / exact[3] - 1.0).abs().mean()) < 0.02
 
 
 def test_the_noise_of_a_step_has_the_members_own_spread() -> None:

@@ -127,6 +127,8 @@ def test_the_command_line_trains_in_the_simulator(
 ) -> None:
     words = ["train", learner, pendulums, "--reward", "source", "--dynamics", "env:InvertedPendulum-v5"]
     words += ["--out", str(tmp_path / "out"), "--seeds", "1", "--steps", "20", "--settings", *settings.split()]
+    assert main([*words, "--precision", "bf1"]) == 2
+    assert "precision: there is no 'bf1'" in capsys.readouterr().err
     assert main(words) == 0
     said = capsys.readouterr()
     assert "InvertedPendulum-v5 repeats" in said.err
