@@ -266,7 +266,7 @@ def _backward(
     g = gradient if last >= num_active else _relu_backward(gradient, out, 0, grad_input=torch.empty_like(out))
     for n in range(last, -1, -1):
         if n < min(last, num_active):
-            g.mul_(hidden[n].sign_())  # the activations are not needed any more
+            _relu_backward(g, hidden[n], 0, grad_input=g)
         pair = rounded[n] if n < last else None
         low = None if pair is None else buffers.product[n].copy_(g)
         if into:
