@@ -1,6 +1,7 @@
 """The paper's headline on Hopper: what happens to offline model-based learners as their dynamics become exact?
 
     python benchmarks/true_dynamics.py --data .../hopper-replay.hdf5 --work /tmp/true_dynamics
+    python benchmarks/true_dynamics.py --data .../hopper-replay.hdf5 --work /tmp/true_dynamics --device cuda  # larger
 
 Sims et al. 2024: penalties for a model's doubt vanish with the doubt, and what they held down appears: values of
 states that only last steps of rollouts lead to are never trained, and the policy follows them. Three learners, each in
@@ -13,9 +14,10 @@ dynamics that were learned and in the simulator itself, on 5 seeds:
 Figures: how far the values of recorded states are above what true rollouts of the policy from there return (entropy
 counted on both sides), and the return of 20 episodes from the start, with 95 % intervals of Student's t over seeds.
 
-Sized for 2 cores in under three hours; every cell (learner, dynamics, seed) goes on where it was killed and is kept in
---work. Ours, where the paper trains 3 million updates on a GPU: sizes and steps (`FULL`). The dynamics are one ensemble
-for all seeds, its targets not standardised, for which lambda 2.5 was published (OfflineRL-Kit, hopper-medium-replay).
+Sized for 2 cores in under three hours, or with --device cuda for a GPU; every cell (learner, dynamics, seed) goes on
+where it was killed and is kept in --work. Ours, where the paper trains 3 million updates: sizes and steps. The dynamics
+are one ensemble for all seeds, its targets not standardised, for which lambda 2.5 was published (OfflineRL-Kit,
+hopper-medium-replay).
 """
 
 import argparse
@@ -64,6 +66,7 @@ class Size:
 
 
 FULL = Size(30_000, "128,128", 2000, 500, 10, 40, 200, 20, 5)
+LARGE = Size(300_000, "256,256", 20_000, 1000, 10, 100, 500, 50, 5)
 QUICK = Size(60, "16,16", 50, 30, 3, 1, 5, 1, 2)
 
 
@@ -84,7 +87,7 @@ def settings(learner: str, size: Size) -> tuple[str, dict[str, Any]]:
     return "ravl", shared | {"members": size.members, "diversity": 1.0}
 
 
-def prepare(data: Path, work: Path, size: Size, learned: bool = True) -> None:
+def prepare(data: Path, work: Path, size: Size, device: str, learned: bool = True) -> None:
     """The store and, if they are needed, the learned dynamics."""
     store, dynamics = work / "hopper.zarr", work / "dynamics"
     if not store.exists():
@@ -92,7 +95,7 @@ def prepare(data: Path, work: Path, size: Size, learned: bool = True) -> None:
     if learned and not (dynamics / "seed_000" / "hashes.json").exists():
         change = ["standardize_targets", "False", "max_epochs", str(size.epochs)]
         change += ["hidden_sizes", "16,16", "weight_decay", "0,0,0"] if size is QUICK else []
-        command = ["train", "dynamics", str(store), "--reward", "source", "--out", str(dynamics)]
+        command = ["train", "dynamics", str(store), "--reward", "source", "--out", str(dynamics), "--device", device]
         check(embodied([*command, "--settings", *change]))
 
 
@@ -101,7 +104,7 @@ def check(code: int) -> None:
         raise SystemExit(code)
 
 
-def cell(work: Path, learner: str, dynamics: str, seed: int, size: Size) -> dict[str, Any]:
+def cell(work: Path, learner: str, dynamics: str, seed: int, size: Size, device: str) -> dict[str, Any]:
     """Train one policy, or go on, and measure it; kept in `<work>/<learner>-<dynamics>-<seed>/cell.json`."""
     folder = work / f"{learner}-{dynamics}-{seed}"
     kept = folder / "cell.json"
@@ -113,9 +116,10 @@ def cell(work: Path, learner: str, dynamics: str, seed: int, size: Size) -> dict
     source = Path(f"env:{ENV}") if dynamics == "true" else work / "dynamics" / "seed_000"
     name, changes = settings(learner, size)
     config = make_config(name, "short", changes)
-    model, keys = rollout_model(store, source, "source", None, (), "cpu", Progress())
+    model, keys = rollout_model(store, source, "source", None, (), device, Progress())
     data, contract = learning_data(store, keys, "source", None, Progress(), config.observation_normalization)
-    train(name, data, config, [seed], size.steps, folder, contract=contract, provenance={"config": {}}, model=model)
+    named = {"contract": contract, "provenance": {"config": {}}, "model": model, "device": device}
+    train(name, data, config, [seed], size.steps, folder, **named)
     trained_in = time.process_time() - began
     rng = np.random.default_rng(seed)
     mean, std = contract.statistics(0, "the policy")
@@ -194,19 +198,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="hopper-replay.hdf5, D4RL's layout")
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="sizes that show only that it runs; nothing is recorded")
     parser.add_argument("--cell", nargs=3, metavar=("LEARNER", "DYNAMICS", "SEED"), help="one cell alone")
     arguments = parser.parse_args()
-    size, work = QUICK if arguments.quick else FULL, arguments.work / ("quick" if arguments.quick else "full")
+    name, device = "quick" if arguments.quick else "large" if arguments.device == "cuda" else "full", arguments.device
+    size, work = {"quick": QUICK, "full": FULL, "large": LARGE}[name], arguments.work / name
     work.mkdir(parents=True, exist_ok=True)
-    prepare(arguments.data, work, size, learned=not arguments.cell or arguments.cell[1] == "learned")
+    prepare(arguments.data, work, size, device, learned=not arguments.cell or arguments.cell[1] == "learned")
     if arguments.cell:
         learner, dynamics, seed = arguments.cell
-        print(json.dumps(cell(work, learner, dynamics, int(seed), size), indent=1))
+        print(json.dumps(cell(work, learner, dynamics, int(seed), size, device), indent=1))
         return
     todo = [
-        (work, name, dynamics, seed, size) for seed in range(size.seeds) for name in LEARNERS for dynamics in DYNAMICS
+        (work, learner, dynamics, seed, size, device)
+        for seed in range(size.seeds)
+        for learner in LEARNERS
+        for dynamics in DYNAMICS
     ]
     with ProcessPoolExecutor(arguments.workers, mp_context=get_context("spawn")) as pool:
         cells = [one.result() for one in [pool.submit(cell, *task) for task in todo]]
@@ -214,7 +223,7 @@ def main() -> None:
     if arguments.quick:
         print(json.dumps(figures, indent=1))
     else:
-        write_result("true_dynamics", figures)
+        write_result("true_dynamics" + ("_large" if size is LARGE else ""), figures)
 
 
 if __name__ == "__main__":
