@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
+from embodied.compare_read import MEASURES
 from embodied.config import check_result_path, write_result
 from embodied.contracts.errors import InputError, suggest
 from embodied.progress import Progress
@@ -98,20 +99,26 @@ def compare(config: Compare, progress: Progress) -> dict[str, Any]:
 
 
 def paired(config: Compare, policies: dict[str, Any]) -> dict[str, Any]:
-    """Success of every policy in one environment, and its paired difference from the reference."""
-    reference = _reference(config, list(policies))
+    """Success of every policy in one environment, or its return, and its paired difference from the reference."""
+    reference, key = _reference(config, list(policies)), measure(policies)
     result = {
         "reference": reference,
-        "success": {name: policy["success"] for name, policy in policies.items()},
+        "measure": key,
+        key: {name: policy[key] for name, policy in policies.items()},
         "against": {
-            name: _against(policies[reference], policy) for name, policy in policies.items() if name != reference
+            name: _against(policies[reference], policy, key) for name, policy in policies.items() if name != reference
         },
     }
-    if config.precision is not None:
+    if config.precision is not None and key == "success":
         result["episodes_needed"] = {
             name: episodes_needed(policy["success"]["estimate"], config.precision) for name, policy in policies.items()
         }
     return result
+
+
+def measure(policies: dict[str, Any]) -> str:
+    """`success` where the environment has a rule of it, else `episode_return`."""
+    return next(key for key in MEASURES if all(key in policy for policy in policies.values()))
 
 
 def by_environment(paths: list[Path]) -> dict[str, list[Path]]:
@@ -290,15 +297,16 @@ def read_result(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is no result of 'embodied eval': {error}.") from None
 
 
-def outcomes(policy: dict[str, Any]) -> np.ndarray:
-    """(S, N) 0 or 1 of a policy in a result file."""
-    return np.array([seed["success"] for seed in policy["seeds"]])
+def outcomes(policy: dict[str, Any], key: str = "success") -> np.ndarray:
+    """(S, N) of a policy in a result file: 0 or 1, or returns."""
+    return np.array([seed[key] for seed in policy["seeds"]])
 
 
-def _against(reference: dict[str, Any], policy: dict[str, Any]) -> dict[str, Any]:
+def _against(reference: dict[str, Any], policy: dict[str, Any], key: str) -> dict[str, Any]:
+    rates = key == "success"
     return {
-        "difference": difference(outcomes(reference), outcomes(policy)).to_json(),
-        "intervals_overlap": Interval(**reference["success"]).overlaps(Interval(**policy["success"])),
+        "difference": difference(outcomes(reference, key), outcomes(policy, key), rates=rates).to_json(),
+        "intervals_overlap": Interval(**reference[key]).overlaps(Interval(**policy[key])),
     }
 
 
@@ -307,18 +315,19 @@ def as_text(result: dict[str, Any]) -> str:
 
     lines: list[str] = []
     if "policies" in result:
-        lines = ["success with 95 % intervals", "", *table(result["policies"]), ""]
+        lines = [f"{MEASURES[result['measure']]} with 95 % intervals", "", *table(result["policies"]), ""]
+        rates = result["measure"] == "success"
         for name, item in result["against"].items():
-            gap = item["difference"]
+            gap = {end: (100 if rates else 1) * value for end, value in item["difference"].items()}
             apart = "intervals overlap" if item["intervals_overlap"] else "intervals do not overlap"
             lines.append(
-                f"{result['reference']} - {name}: {100 * gap['estimate']:+.1f} points "
-                f"[{100 * gap['low']:+.1f}, {100 * gap['high']:+.1f}], {apart}"
+                f"{result['reference']} - {name}: {gap['estimate']:+.1f}{' points' if rates else ''} "
+                f"[{gap['low']:+.1f}, {gap['high']:+.1f}], {apart}"
             )
         for name, count in result.get("episodes_needed", {}).items():
             lines.append(f"{name}: {count} initial states would give the precision that is wanted")
     for env, part in result.get("environments", {}).items():
-        lines += [f"{env}: {_success_line(part)}"]
+        lines += [f"{env}: {_one_line(part)}"]
     if "policies" not in result or any(len(policy["seeds"]) > 1 for policy in result["policies"].values()):
         lines += [*([""] if lines else []), *score_lines(result)]
     if "adastop" in result:
@@ -326,19 +335,23 @@ def as_text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _success_line(part: dict[str, Any]) -> str:
-    return "; ".join(f"{name} {_percent(interval).strip()}" for name, interval in part["success"].items())
+def _one_line(part: dict[str, Any]) -> str:
+    key = part["measure"]
+    return "; ".join(f"{name} {shown(interval, key).strip()}" for name, interval in part[key].items())
 
 
 def table(policies: dict[str, Any]) -> list[str]:
     """One line per policy, and one per training seed below it."""
-    lines = []
+    lines, key = [], measure(policies)
     for name, policy in policies.items():
-        lines.append(f"{name:20s}{_percent(policy['success'])}")
+        lines.append(f"{name:20s}{shown(policy[key], key)}")
         if len(policy["seeds"]) > 1:
-            lines += [f"  seed {s['seed']:<13}{_percent(s['interval'])}" for s in policy["seeds"]]
+            lines += [f"  seed {s['seed']:<13}{shown(s['interval'], key)}" for s in policy["seeds"]]
     return lines
 
 
-def _percent(interval: dict[str, float]) -> str:
-    return f"{100 * interval['estimate']:5.1f} %  [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+def shown(interval: dict[str, float], key: str) -> str:
+    """An interval of that measure, as text."""
+    if key == "success":
+        return f"{100 * interval['estimate']:5.1f} %  [{100 * interval['low']:.1f}, {100 * interval['high']:.1f}]"
+    return f"{interval['estimate']:8.1f}  [{interval['low']:.1f}, {interval['high']:.1f}]"

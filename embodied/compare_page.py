@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from embodied.compare_read import MEASURES
 from embodied.compare_text import METRICS, adastop_lines, described, interval
 from embodied.config import write_result
 from embodied.report_figures import COLOURS, GRID, INK, MUTED, _pyplot
@@ -163,9 +164,10 @@ def to_html(result: dict[str, Any], picture: bytes) -> str:
         rows = [[pair, interval(value)] for pair, value in scores["improvement"].items()]
         parts += ["<h2>Probability of improvement</h2>", _table(["pair", "probability"], rows)]
     parts += [f"<h2>Mean ± standard deviation over runs (ddof {scores['ddof']})</h2>", _task_table(scores)]
-    if result.get("success"):
-        rows = [[name, interval(value)] for name, value in result["success"].items()]
-        parts += ["<h2>Success, 95 % intervals</h2>", _table(["policy", "success"], rows)]
+    if key := result.get("measure"):
+        word = MEASURES[key]
+        rows = [[name, interval(value)] for name, value in result[key].items()]
+        parts += [f"<h2>{word.capitalize()}, 95 % intervals</h2>", _table(["policy", word], rows)]
         rows = [[f"{result['reference']} − {name}", interval(v["difference"])] for name, v in result["against"].items()]
         parts += ["<h2>Paired differences on the same initial states</h2>", _table(["pair", "difference"], rows)]
     if scores.get("runs_needed"):

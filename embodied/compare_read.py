@@ -19,6 +19,8 @@ TASK = ("task", "env", "environment", "env_id", "game", "dataset")
 SEED = ("seed", "run", "run_id", "trial")
 STEP = ("step", "steps", "timestep", "frame", "iteration", "update", "epoch")
 SCORE = ("score", "normalized_score", "return", "episode_return", "reward", "success", "success_rate", "value")
+# Of a policy in a result of `embodied eval`, and what they are called; the first that a result has is taken.
+MEASURES = {"success": "success", "episode_return": "return"}
 # Where a folder's files say whose curve they hold; the first pattern that fits any file is taken for all of them.
 LAYOUTS = (
     "{algorithm}_{task}_{seed}_{*}/environment.csv",  # d3rlpy
@@ -333,7 +335,7 @@ def _read_json(path: Path, metric: str | None, names: Mapping[str, str]) -> list
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected algorithm -> task -> scores.")
     if {"env", "initial_seeds", "policies"} <= set(data):
-        return _of_result(data, metric or "success", path)
+        return _of_result(data, metric, path)
     runs = []
     for algorithm, tasks in data.items():
         if not isinstance(tasks, dict):
@@ -354,10 +356,12 @@ def _innermost(value: Any, where: str) -> Any:
     return value
 
 
-def _of_result(data: dict[str, Any], metric: str, path: Path) -> list[Run]:
+def _of_result(data: dict[str, Any], metric: str | None, path: Path) -> list[Run]:
     """A training seed is a run; its score is the mean over the initial states."""
-    if metric not in ("success", "episode_return"):
-        raise InputError(f"{path}: no measure '{metric}'.{suggest(metric, ('success', 'episode_return'))}")
+    known = [name for name in MEASURES if all(name in s for p in data["policies"].values() for s in p["seeds"])]
+    metric = metric or next(iter(known), "")
+    if metric not in known:
+        raise InputError(f"{path}: no measure '{metric}'.{suggest(metric, known)}")
     runs = []
     for name, policy in data["policies"].items():
         for place, item in enumerate(policy["seeds"]):

@@ -1,4 +1,4 @@
-"""`embodied eval`: success in simulation, the same initial states for every policy and every training seed."""
+"""`embodied eval`: success, or return, in simulation, from the same initial states for every policy and seed."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from embodied.config import check_result_path, write_result
 from embodied.contracts.errors import BundleError, InputError
 from embodied.progress import Progress
-from embodied.statistics import over_seeds, wilson
+from embodied.statistics import mean_interval, mean_over_seeds, over_seeds, wilson
 from embodied.verbs import Touches
 
 FILMED = 3  # initial states shown in a film
@@ -20,12 +20,12 @@ Seeds = list[tuple[int | None, str]]  # training seed (None: a single policy) an
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Run policies in simulation from the same initial states; success with 95 % intervals.
+    """Run policies in simulation from the same initial states; success, or return, with 95 % intervals.
 
     Attributes:
         policies: each [NAME=]WHAT: a bundle, a folder of bundles (one per training seed), or a behaviour of the
             environment (scripted, expert, random).
-        env: environment, for example robosuite/Lift.
+        env: environment, robosuite/Lift for example, or an id of Gymnasium: Hopper-v5.
         episodes: initial states.
         seed: of the first initial state; keep it apart from the seeds of the data.
         out: JSON file to write the result to.
@@ -153,21 +153,32 @@ def bundle_loader(folder: str, goal: Path | None = None) -> BundleLoader:
 
 
 def _summary(found: Seeds, runs: list[list[Any]]) -> dict[str, Any]:
-    """One policy: a Wilson interval per training seed, and one over seeds and initial states together."""
-    outcomes = np.array([[item.success for item in run] for run in runs], np.int64)
+    """One policy: an interval per training seed, and one over seeds and initial states together.
+
+    Of the success rate; of the return where the environment has no rule of success.
+    """
+    judged = all(item.success is not None for run in runs for item in run)
+    returns = np.array([[item.episode_return for item in run] for run in runs], np.float64)
+    outcomes = np.array([[bool(item.success) for item in run] for run in runs], np.int64)
+    intervals = [
+        wilson(int(won.sum()), len(won)) if judged else mean_interval(paid)
+        for won, paid in zip(outcomes, returns, strict=True)
+    ]
     per_seed = [
         {
             "seed": seed,
             "source": source,
-            "success": row.tolist(),
-            "episode_return": [float(item.episode_return) for item in run],
+            **({"success": won.tolist()} if judged else {}),
+            "episode_return": paid.tolist(),
             "steps": [int(item.steps) for item in run],
-            "interval": wilson(int(row.sum()), len(row)).to_json(),
+            "interval": interval.to_json(),
         }
-        for (seed, source), row, run in zip(found, outcomes, runs, strict=True)
+        for (seed, source), won, paid, run, interval in zip(found, outcomes, returns, runs, intervals, strict=True)
     ]
     # One policy alone: its episodes are the only source of chance.
-    pooled = over_seeds(outcomes) if len(outcomes) > 1 else wilson(int(outcomes.sum()), outcomes.size)
+    if not judged:
+        return {"episode_return": mean_over_seeds(returns).to_json(), "seeds": per_seed}
+    pooled = over_seeds(outcomes) if len(outcomes) > 1 else intervals[0]
     return {"success": pooled.to_json(), "seeds": per_seed}
 
 
@@ -184,7 +195,7 @@ def _film(tasks: dict[str, Any], config: Evaluate, progress: Progress) -> dict[s
     for index in range(count):
         frames, success = film(policy, config.env, config.seed + index)
         scenes.append(np.concatenate([frames, np.repeat(frames[-1:], 5, axis=0)]))  # half a second to see how it ended
-        outcomes.append(bool(success))
+        outcomes.append(success)
         progress(index + 1, count, "filming")
     control_dt = environment(config.env).make(cameras=()).spec.control_dt
     cached_environment.cache_clear()  # its GL context must go while the interpreter still stands
@@ -193,7 +204,9 @@ def _film(tasks: dict[str, Any], config: Evaluate, progress: Progress) -> dict[s
 
 
 def as_text(result: dict[str, Any]) -> str:
-    from embodied.compare import table
+    from embodied.compare import measure, table
+    from embodied.compare_read import MEASURES
 
-    lines = [f"{result['env']}, {len(result['initial_seeds'])} initial states, success with 95 % intervals", ""]
+    what = MEASURES[measure(result["policies"])]
+    lines = [f"{result['env']}, {len(result['initial_seeds'])} initial states, {what} with 95 % intervals", ""]
     return "\n".join(lines + table(result["policies"]))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from tyro.conf import Positional
 
-from embodied.compare import read_result
+from embodied.compare import measure, read_result
 from embodied.contracts.errors import InputError
 from embodied.contracts.provenance import code_version, package_versions
 from embodied.progress import Progress, duration
@@ -155,6 +155,11 @@ def success_section(page: Page, config: Report, deployment: dict[str, Any] | Non
         policies |= read_result(path)["policies"]
     if not policies:
         return
+    if measure(policies) != "success":
+        raise InputError(
+            f"{config.results[0]}: this page shows success, of which the environment has no rule.\n"
+            f"A page of returns: embodied compare {config.results[0]} --out FOLDER"
+        )
     from embodied import report_figures
 
     data = read_result(config.results[0])

@@ -1,4 +1,4 @@
-"""Intervals for success rates: Wilson for one policy, a seeded bootstrap over seeds and initial states for many."""
+"""Intervals for success rates and returns: Wilson's, and a seeded bootstrap over seeds and initial states."""
 
 import dataclasses
 import math
@@ -59,22 +59,34 @@ def over_seeds(
     estimate = float(outcomes.mean())
     if np.all(outcomes == outcomes.flat[0]):
         return wilson(round(estimate * outcomes.shape[1]), outcomes.shape[1], confidence)
-    means = _resampled_means(outcomes, seed, resamples)
+    return mean_over_seeds(outcomes, confidence, seed, resamples)
+
+
+def mean_over_seeds(
+    values: np.ndarray, confidence: float = CONFIDENCE, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """The same bootstrap for (S, N) values of any kind, returns for one; no width where all are equal."""
+    values = np.atleast_2d(np.asarray(values, np.float64))
+    if values.size == 0:
+        raise ValueError("no values.")
+    means = _resampled_means(values, seed, resamples)
     low, high = np.quantile(means, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(estimate, float(low), float(high))
+    return Interval(float(values.mean()), float(low), float(high))
 
 
-def difference(first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE, seed: int = 0) -> Interval:
+def difference(
+    first: np.ndarray, second: np.ndarray, confidence: float = CONFIDENCE, seed: int = 0, rates: bool = True
+) -> Interval:
     """Bootstrap interval of mean(first) - mean(second) for two (S, N) tables over the *same* N initial states.
 
     The initial states are resampled together, the two policies' seeds apart. Where neither table varies the bootstrap
-    has no width; Newcombe's (1998) interval from the two Wilson intervals stands in.
+    has no width; if they are `rates`, 0 or 1, Newcombe's (1998) interval from the two Wilson intervals stands in.
     """
     first, second = (np.atleast_2d(np.asarray(a, np.float64)) for a in (first, second))
     if first.shape[1] != second.shape[1]:
         raise ValueError(f"{first.shape[1]} and {second.shape[1]} initial states cannot be paired.")
     estimate = float(first.mean() - second.mean())
-    if all(np.all(a == a.flat[0]) for a in (first, second)):
+    if rates and all(np.all(a == a.flat[0]) for a in (first, second)):
         one, two = over_seeds(first, confidence), over_seeds(second, confidence)
         below = math.hypot(one.estimate - one.low, two.high - two.estimate)
         above = math.hypot(one.high - one.estimate, two.estimate - two.low)

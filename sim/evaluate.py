@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from embodied.contracts.errors import BundleError
+from embodied.contracts.errors import BundleError, InputError
 from embodied.contracts.protocols import GoalPolicy, Policy
 from embodied.sim.render import FastRenderer
 from embodied.sim.rollout import Behaviour, PolicyBehaviour, PolicyFactory, cached_environment, cached_policy, rollout
@@ -21,14 +21,14 @@ class EpisodeResult:
     Attributes:
         policy: name under which the policy was given.
         seed: of the initial state.
-        success: the environment's own rule, at any step.
-        episode_return: undiscounted sum of the true shaped reward up to success or the horizon.
-        steps: control steps until success, or the horizon.
+        success: the environment's own rule, at any step; None where it has none.
+        episode_return: undiscounted sum of the true shaped reward up to success or the end.
+        steps: control steps until success, or the end.
     """
 
     policy: str
     seed: int
-    success: bool
+    success: bool | None
     episode_return: float
     steps: int
 
@@ -57,7 +57,8 @@ def check_fits(policy: Policy, env: Any) -> None:
             f"The policy's action is {list(policy.action_spec.names)};\n"
             f"{env.spec.environment} takes {list(env.spec.action.names)}."
         )
-    if abs(policy.control_dt - env.spec.control_dt) > 1e-9:
+    rates = policy.control_dt, env.spec.control_dt  # 0 where a source, or Gymnasium, does not say
+    if all(rates) and abs(rates[0] - rates[1]) > 1e-9:
         raise BundleError(
             f"The policy acts every {policy.control_dt} s; {env.spec.environment} steps every {env.spec.control_dt} s."
         )
@@ -75,14 +76,14 @@ def _make(env_id: str, policy: str | PolicyFactory) -> tuple[Any, Any]:
     return env, PolicyBehaviour(learned)
 
 
-def _run(env: Any, behaviour: Behaviour, seed: int) -> tuple[bool, float, int]:
+def _run(env: Any, behaviour: Behaviour, seed: int) -> tuple[bool | None, float, int]:
     behaviour.reset(seed)
     total = 0.0
     for count, step in enumerate(rollout(env, behaviour, seed), start=1):
         total += step.reward
         if step.success:
             return True, total, count
-    return False, total, count
+    return step.success, total, count
 
 
 def _evaluate_some(env_id: str, name: str, policy: str | PolicyFactory, seeds: tuple[int, ...]) -> list[EpisodeResult]:
@@ -122,11 +123,17 @@ def evaluate(
 
 def film(
     policy: str | PolicyFactory, env_id: str, seed: int, camera: str = "side", size: int = 240
-) -> tuple[np.ndarray, bool]:
-    """(T, size, size, 3) uint8 pictures of one episode, one per control step, and whether it succeeded."""
+) -> tuple[np.ndarray, bool | None]:
+    """(T, size, size, 3) uint8 pictures of one episode, one per control step, and whether it succeeded.
+
+    Args:
+        camera: the environment's first where it has none of that name.
+    """
     env, behaviour = _make(env_id, policy)
+    if not env.camera_names:
+        raise InputError(f"--film: {env_id} has no camera.")
     renderer = FastRenderer(env.model, size, size)
-    view = env.camera_names[camera]
+    view = env.camera_names.get(camera) or next(iter(env.camera_names.values()))
     behaviour.reset(seed)
     frames, success = [], False
     for step in rollout(env, behaviour, seed):

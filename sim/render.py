@@ -13,7 +13,7 @@ from embodied.contracts.errors import EmbodiedError, MissingExtraError
 
 # Stored with every dataset: other flags give other pixels. `scene.json` carries them to the MuJoCo robot.
 RENDER_FLAGS: dict[str, bool] = {"shadow": False, "reflection": False, "haze": False, "skybox": False}
-HIDDEN_GROUPS = (0,)  # robosuite keeps collision shapes in group 0; sites are never drawn
+HIDDEN_GROUPS = (0,)  # of geoms, if there are others: robosuite's collision shapes. Sites are never drawn
 _CULLED_GROUP = 5
 
 
@@ -64,7 +64,8 @@ class FastRenderer:
         for flag, on in RENDER_FLAGS.items():
             self._renderer.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{flag.upper()}")] = on
         self._option = mujoco.MjvOption()
-        for group in (*HIDDEN_GROUPS, _CULLED_GROUP):
+        hidden = () if np.isin(model.geom_group, HIDDEN_GROUPS).all() else HIDDEN_GROUPS
+        for group in (*hidden, _CULLED_GROUP):
             self._option.geomgroup[group] = 0
         self._option.sitegroup[:] = 0
         self._groups = model.geom_group.copy()

@@ -52,7 +52,7 @@ class PolicyBehaviour:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One control step: what was seen, done, and seen then."""
+    """One control step: what was seen, done, and seen then. `success` is None without a rule of success."""
 
     observation: dict[str, np.ndarray]
     action: np.ndarray
@@ -60,7 +60,7 @@ class Step:
     reward: float
     terminated: bool
     truncated: bool
-    success: bool
+    success: bool | None
 
 
 @functools.lru_cache(maxsize=2)

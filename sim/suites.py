@@ -10,7 +10,7 @@ import numpy as np
 
 from embodied.contracts.errors import InputError, suggest
 from embodied.datasets.store import EpisodeStore
-from embodied.sim import experts, export_scene, metaworld_drawer, point_maze, robosuite_lift
+from embodied.sim import experts, export_scene, gymnasium_task, metaworld_drawer, point_maze, robosuite_lift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Environment:
         truth_keys: observation keys that `true_reward` and `true_progress` take, (F, ...) each.
         true_reward: the task's own shaped reward per frame, (F,).
         true_progress: how far the task has come per frame, (F,) in [0, 1].
-        duration: of an episode [s].
+        duration: of an episode on the robot [s]; 0 without one.
         export_scene: writes the scene folder that the MuJoCo robot loads (folder, cameras, image_size, seed).
         initial_states: simulator state (qpos, qvel, ctrl) per seed, those that `reset(seed)` starts from.
         succeeded: the success rule from poses by name, (7,) each, as the MuJoCo robot publishes them.
@@ -97,10 +97,24 @@ ENVIRONMENTS: dict[str, Environment] = {
 
 
 def environment(env_id: str) -> Environment:
-    """Look up by name; an unknown one is an InputError with the list."""
-    if env_id not in ENVIRONMENTS:
-        raise InputError(f"--env: no environment '{env_id}'.{suggest(env_id, ENVIRONMENTS)}")
-    return ENVIRONMENTS[env_id]
+    """Look up by name, here and among Gymnasium's; an unknown one is an InputError with the list."""
+    if env_id in ENVIRONMENTS:
+        return ENVIRONMENTS[env_id]
+    if gymnasium_task.find(env_id) is None:
+        raise InputError(
+            f"--env: no environment '{env_id}'.{suggest(env_id, ENVIRONMENTS)}\nNor does Gymnasium know that id."
+        )
+    return Environment(
+        make=functools.partial(gymnasium_task.GymnasiumEnv, env_id),
+        behaviours={"random": gymnasium_task.UniformActions},
+        truth_keys=gymnasium_task.REWARD_KEYS,
+        true_reward=gymnasium_task.task_reward,
+        true_progress=gymnasium_task.no_progress,
+        duration=0.0,
+        export_scene=gymnasium_task.no_robot,
+        initial_states=gymnasium_task.no_robot,
+        succeeded=gymnasium_task.no_robot,
+    )
 
 
 def _truth(env_id: str, store: EpisodeStore) -> dict[str, np.ndarray]:
