@@ -51,7 +51,7 @@ from embodied.policies.iql import IQLConfig
 from embodied.policies.relu_network import set_precision
 from embodied.policies.train import TransitionData, train
 from embodied.sim.rollout import cached_environment, rollout
-from embodied.sim.suites import ENVIRONMENTS, true_reward
+from embodied.sim.suites import true_reward
 
 ARMS = {  # precision, initialization
     "ours_fp32": ("fp32", "orthogonal"),
@@ -136,7 +136,7 @@ def corl(arguments: argparse.Namespace, seed: int) -> Act:
 
 
 class Actor:
-    """A behaviour of the simulators that `sim collect` knows."""
+    """What drives an episode of `rollout`."""
 
     def __init__(self, act: Act, keys: list[str]) -> None:
         self._act, self._keys = act, keys
@@ -149,25 +149,9 @@ class Actor:
 
 
 def returns(act: Act, env_id: str, episodes: int) -> list[float]:
-    if env_id in ENVIRONMENTS:
-        ours = cached_environment(env_id, (), 64)
-        actor = Actor(act, seen(ours.spec))
-        return [
-            sum(step.reward for step in rollout(ours, actor, seed))
-            for seed in range(FIRST_STATE, FIRST_STATE + episodes)
-        ]
-    import gymnasium
-
-    env = gymnasium.make(env_id)
-    found = []
-    for seed in range(FIRST_STATE, FIRST_STATE + episodes):
-        observation, _ = env.reset(seed=seed)
-        total, over = 0.0, False
-        while not over:
-            observation, reward, terminated, truncated, _ = env.step(act(observation))
-            total, over = total + float(reward), terminated or truncated
-        found.append(total)
-    return found
+    env = cached_environment(env_id, (), 64)
+    actor = Actor(act, seen(env.spec))
+    return [sum(step.reward for step in rollout(env, actor, s)) for s in range(FIRST_STATE, FIRST_STATE + episodes)]
 
 
 def run(arguments: argparse.Namespace, arm: str, seed: int, folder: Path) -> None:

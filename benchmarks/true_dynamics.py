@@ -43,6 +43,7 @@ from embodied.policies.trained import load_trained
 from embodied.progress import Progress
 from embodied.rollout_model import rollout_model
 from embodied.sim.oracle import Oracle
+from embodied.sim.rollout import PolicyBehaviour, cached_environment, rollout
 from embodied.train import learning_data
 
 ENV = "Hopper-v5"
@@ -133,7 +134,7 @@ def cell(work: Path, learner: str, dynamics: str, seed: int, size: Size, device:
         "said": float(said.mean()),
         "true": float(true.mean()),
         "over": float((said - true).mean()),
-        "return": episodes_return(folder / f"seed_{seed:03d}", next(iter(keys)), size.episodes),
+        "return": episodes_return(folder / f"seed_{seed:03d}", size.episodes),
         "cpu_seconds_training": round(trained_in, 1),
         "cpu_seconds": round(time.process_time() - began, 1),
     }
@@ -143,19 +144,12 @@ def cell(work: Path, learner: str, dynamics: str, seed: int, size: Size, device:
     return found
 
 
-def episodes_return(bundle: Path, key: str, count: int) -> float:
+def episodes_return(bundle: Path, count: int) -> float:
     """Mean undiscounted return of the deployed policy over `count` episodes of the environment."""
-    import gymnasium
-
-    env, policy, returns = gymnasium.make(ENV), load_policy(bundle), []
+    env, behaviour, returns = cached_environment(ENV, (), 64), PolicyBehaviour(load_policy(bundle)), []
     for seed in range(count):
-        observation, _ = env.reset(seed=seed)
-        total, over = 0.0, False
-        while not over:
-            action = policy.act({key: observation.astype(np.float32)})[0]
-            observation, reward, terminated, truncated, _ = env.step(action)
-            total, over = total + float(reward), terminated or truncated
-        returns.append(total)
+        behaviour.reset(seed)
+        returns.append(sum(step.reward for step in rollout(env, behaviour, seed)))
     return float(np.mean(returns))
 
 

@@ -1,4 +1,4 @@
-"""Gymnasium's environments by their id: the same episodes as Gymnasium's own, judged by return from the command line."""
+"""Gymnasium's environments by their id: the episodes are Gymnasium's own, judged by return from the command line."""
 
 import json
 from pathlib import Path
