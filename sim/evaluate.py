@@ -22,8 +22,9 @@ class EpisodeResult:
         policy: name under which the policy was given.
         seed: of the initial state.
         success: the environment's own rule, at any step; None where it has none.
-        episode_return: undiscounted sum of the true shaped reward up to success or the end.
-        steps: control steps until success, or the end.
+        episode_return: undiscounted sum of the true shaped reward up to success or the end; in Gymnasium's environments
+            to the end, as published scores are.
+        steps: so many control steps.
     """
 
     policy: str
@@ -78,12 +79,12 @@ def _make(env_id: str, policy: str | PolicyFactory) -> tuple[Any, Any]:
 
 def _run(env: Any, behaviour: Behaviour, seed: int) -> tuple[bool | None, float, int]:
     behaviour.reset(seed)
-    total = 0.0
-    for count, step in enumerate(rollout(env, behaviour, seed), start=1):
-        total += step.reward
-        if step.success:
-            return True, total, count
-    return step.success, total, count
+    total, won, count = 0.0, False, 0
+    for step in rollout(env, behaviour, seed):
+        total, won, count = total + step.reward, won or bool(step.success), count + 1
+        if won and getattr(env, "ends_at_success", True):
+            break
+    return None if step.success is None else won, total, count
 
 
 def _evaluate_some(env_id: str, name: str, policy: str | PolicyFactory, seeds: tuple[int, ...]) -> list[EpisodeResult]:

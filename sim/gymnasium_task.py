@@ -45,6 +45,8 @@ class GymnasiumEnv(Pictured):
         InputError: no numbers to see, other actions than numbers in [-1, 1], no time limit, no such camera.
     """
 
+    ends_at_success = False  # evaluation sees the whole episode
+
     def __init__(self, env_id: str, cameras: Sequence[str] = (), image_size: int = 64) -> None:
         self._env = _make(env_id)
         shapes = {key: space.shape for key, space in _numbers(self._env.observation_space, env_id)}

@@ -12,6 +12,7 @@ from embodied.contracts.errors import InputError
 from embodied.datasets.store import EpisodeStore
 from embodied.policies.bundle import load_policy
 from embodied.sim import gymnasium_task
+from embodied.sim.evaluate import _run
 from embodied.sim.suites import environment, true_reward
 from embodied.statistics import difference, mean_over_seeds
 
@@ -97,6 +98,28 @@ def test_dictionaries_are_named_as_imports_name_them_and_success_is_read(registe
     assert found[0][4] == {"success": False}
     assert found[4][4] == {"success": True}
     assert [step[3] for step in found] == [False] * 4 + [True]
+
+
+class Push:
+    """Out of success in the first steps, then back."""
+
+    def reset(self, seed: int) -> str:
+        self._count = 0
+        return "push"
+
+    def act(self, observation: object) -> np.ndarray:
+        self._count += 1
+        return np.array([1.0 if self._count <= 4 else -1.0, 0.0])
+
+
+def test_an_episode_goes_on_after_success_and_counts_as_one(registered) -> None:
+    env = environment(registered(steps=8)).make()
+    won, total, count = _run(env, Push(), 3)
+    assert (won, count) == (True, 8)
+    env.reset(3)
+    push = Push()
+    push.reset(3)
+    assert total == pytest.approx(sum(env.step(push.act(None))[1] for _ in range(8)))
 
 
 def test_what_cannot_be_run_is_refused(registered) -> None:
