@@ -118,7 +118,10 @@ def paired(config: Compare, policies: dict[str, Any]) -> dict[str, Any]:
 
 def measure(policies: dict[str, Any]) -> str:
     """`success` where the environment has a rule of it, else `episode_return`."""
-    return next(key for key in MEASURES if all(key in policy for policy in policies.values()))
+    for key in MEASURES:
+        if all(key in policy for policy in policies.values()):
+            return key
+    raise InputError("Success was judged in some of these results and not in others: evaluate them together.")
 
 
 def by_environment(paths: list[Path]) -> dict[str, list[Path]]:

@@ -80,12 +80,13 @@ def evaluate(config: Evaluate, progress: Progress) -> dict[str, Any]:
     by_task: dict[str, list[Any]] = {}
     for item in results:
         by_task.setdefault(item.policy, []).append(item)
+    judged = all(item.success is not None for item in results)  # one measure for all that is set side by side
     report = {
         "env": config.env,
         "initial_seeds": list(seeds),
         **({"goal": str(config.goal)} if config.goal else {}),
         "policies": {
-            name: _summary(found, [by_task[_task(name, s)] for s, _ in found]) for name, found in groups.items()
+            name: _summary(found, [by_task[_task(name, s)] for s, _ in found], judged) for name, found in groups.items()
         },
     }
     if config.film:
@@ -152,12 +153,11 @@ def bundle_loader(folder: str, goal: Path | None = None) -> BundleLoader:
     return BundleLoader(folder, hash_file(Path(folder) / "hashes.json"), goal)
 
 
-def _summary(found: Seeds, runs: list[list[Any]]) -> dict[str, Any]:
+def _summary(found: Seeds, runs: list[list[Any]], judged: bool = True) -> dict[str, Any]:
     """One policy: an interval per training seed, and one over seeds and initial states together.
 
-    Of the success rate; of the return where the environment has no rule of success.
+    Of the success rate; of the return where success was not `judged`.
     """
-    judged = all(item.success is not None for run in runs for item in run)
     returns = np.array([[item.episode_return for item in run] for run in runs], np.float64)
     outcomes = np.array([[bool(item.success) for item in run] for run in runs], np.int64)
     intervals = [

@@ -33,7 +33,7 @@ def run_episode(env: Any, behaviour: Behaviour, seed: int) -> Episode:
         terminated=last_step & steps[-1].terminated,
         truncated=last_step & (steps[-1].truncated and not steps[-1].terminated),
         timestamp=np.arange(count) * env.spec.control_dt,  # simulated time: exact by construction
-        success=None if steps[-1].success is None else any(step.success for step in steps),
+        success=any(step.success for step in steps) or steps[-1].success,
         source_id=f"{name}/{seed}",
     )
 

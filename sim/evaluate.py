@@ -84,7 +84,7 @@ def _run(env: Any, behaviour: Behaviour, seed: int) -> tuple[bool | None, float,
         total, won, count = total + step.reward, won or bool(step.success), count + 1
         if won and getattr(env, "ends_at_success", True):
             break
-    return None if step.success is None else won, total, count
+    return won or step.success, total, count
 
 
 def _evaluate_some(env_id: str, name: str, policy: str | PolicyFactory, seeds: tuple[int, ...]) -> list[EpisodeResult]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from embodied.contracts.errors import InputError
-from embodied.sim.render import HIDDEN_GROUPS, RENDER_FLAGS
-from embodied.sim.robosuite_lift import CAMERAS, GRIPPER_JOINT, GRIPPER_OPEN, JOINTS, LiftEnv, check_views
+from embodied.sim.render import HIDDEN_GROUPS, RENDER_FLAGS, check_views
+from embodied.sim.robosuite_lift import CAMERAS, GRIPPER_JOINT, GRIPPER_OPEN, JOINTS, LiftEnv
 
 _FINGERS = ((1, 1.0), (2, -1.0))  # finger, sign of its joint when the hand opens
 
@@ -49,7 +49,7 @@ def export_scene(
     about = "robosuite's Lift: a Panda with position servos and its own gripper, a cube on a table"
     if tuple(joints) != JOINTS:
         about += "; the joints have the profile's names, ranges and link lengths are the Panda's"
-    check_views(cameras, image_size)
+    check_views("robosuite/Lift", CAMERAS, cameras, image_size)
     env = LiftEnv(cameras=())
     scene: dict[str, Any] = {
         "schema": 1,

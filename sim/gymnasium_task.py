@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from embodied.contracts.errors import InputError, MissingExtraError, suggest
+from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.sim.render import Pictured, load_mujoco
+from embodied.sim.render import Pictured, check_views, load_mujoco
 
 REWARD_KEYS = ("task_reward",)
 SUCCESS = ("success", "is_success")  # what an environment's info may call it
@@ -49,9 +49,10 @@ class GymnasiumEnv(Pictured):
 
     def __init__(self, env_id: str, cameras: Sequence[str] = (), image_size: int = 64) -> None:
         self._env = _make(env_id)
-        shapes = {key: space.shape for key, space in _numbers(self._env.observation_space, env_id)}
+        seen = {key: ArraySpec(tuple(space.shape)) for key, space in _numbers(self._env.observation_space, env_id)}
         action = self._env.action_space
-        if not _is_box(action) or not (np.all(action.low == -1.0) and np.all(action.high == 1.0)):
+        flat = _is_box(action) and len(action.shape) == 1
+        if not (flat and np.all(action.low == -1.0) and np.all(action.high == 1.0)):
             raise InputError(
                 f"--env {env_id} takes {action} for actions. Policies act in [-1, 1] per number, and a recording does\n"
                 "not say how its actions were scaled to that: such environments are not supported."
@@ -60,13 +61,8 @@ class GymnasiumEnv(Pictured):
         self.model, self.data = getattr(inner, "model", None), getattr(inner, "data", None)
         names = [self.model.camera(i).name for i in range(self.model.ncam)] if hasattr(self.model, "ncam") else []
         self.camera_names = {name: name for name in names if name}
-        for camera in cameras:
-            if camera not in self.camera_names:
-                raise InputError(f"{env_id} has no camera '{camera}'.{suggest(camera, self.camera_names)}")
-        if image_size < 1:
-            raise InputError(f"An image size of {image_size} is not possible; give at least 1 pixel.")
+        check_views(env_id, self.camera_names, cameras, image_size)
         self.cameras, self._size = tuple(cameras), image_size
-        seen = {key: ArraySpec(tuple(shape)) for key, shape in shapes.items()}
         self.spec = DatasetSpec(
             {**seen, "task_reward": ArraySpec((1,), privileged=True)},
             {camera: ArraySpec((image_size, image_size, 3), dtype="uint8") for camera in cameras},
@@ -132,10 +128,8 @@ def no_robot(*_: Any, **__: Any) -> Any:
 
 def _make(env_id: str) -> Any:
     load_mujoco()  # chooses the GL backend before gymnasium imports mujoco
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise MissingExtraError("gymnasium", "sim", f"--env {env_id}") from error
+    import gymnasium
+
     try:
         env = gymnasium.make(env_id)
     except (gymnasium.error.Error, ImportError) as error:
@@ -150,13 +144,14 @@ def _control_dt(env: Any) -> float:
 
 
 def _is_box(space: Any) -> bool:
-    return hasattr(space, "low") and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)
+    return hasattr(space, "low") and np.issubdtype(space.dtype, np.floating)
 
 
 def _numbers(space: Any, env_id: str) -> list[tuple[str, Any]]:
-    parts = list(_leaves(getattr(space, "spaces", space)))
-    if wrong := [key for key, part in parts if not (hasattr(part, "low") and np.issubdtype(part.dtype, np.floating))]:
-        raise InputError(f"--env {env_id}: its {wrong[0]} is {dict(parts)[wrong[0]]}; policies here see real numbers.")
+    parts = list(_leaves(space))
+    for key, part in parts:
+        if not _is_box(part):
+            raise InputError(f"--env {env_id}: its {key} is {part}; policies here see real numbers.")
     return parts
 
 

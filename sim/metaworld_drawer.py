@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from embodied.contracts.errors import InputError, MissingExtraError, suggest
+from embodied.contracts.errors import InputError, MissingExtraError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.sim.render import Pictured, load_mujoco
+from embodied.sim.render import Pictured, check_views, load_mujoco
 
 NAME, TASK = "metaworld/drawer-open", "drawer-open-v3"
 CONTROL_DT = 0.0125  # [s]
@@ -81,11 +81,7 @@ class DrawerEnv(Pictured):
     camera_names = CAMERAS
 
     def __init__(self, cameras: Sequence[str] = ("side",), image_size: int = 64) -> None:
-        for camera in cameras:
-            if camera not in CAMERAS:
-                raise InputError(f"{NAME} has no camera '{camera}'.{suggest(camera, CAMERAS)}")
-        if image_size < 1:
-            raise InputError(f"An image size of {image_size} is not possible; give at least 1 pixel.")
+        check_views(NAME, CAMERAS, cameras, image_size)
         task, _ = _load()
         self.task = task()
         # What set_task does with a pickled task: the place of the drawer comes from outside.

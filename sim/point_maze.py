@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from embodied.contracts.errors import InputError, suggest
+from embodied.contracts.errors import InputError
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.sim.render import Pictured, load_mujoco
+from embodied.sim.render import Pictured, check_views, load_mujoco
 
 NAME = "pointmaze/stitch"
 MAP = ("######", "#..###", "#....#", "######")
@@ -83,11 +83,7 @@ class PointMazeEnv(Pictured):
     camera_names = CAMERAS
 
     def __init__(self, cameras: Sequence[str] = (), image_size: int = 64) -> None:
-        for camera in cameras:
-            if camera not in CAMERAS:
-                raise InputError(f"{NAME} has no camera '{camera}'.{suggest(camera, CAMERAS)}")
-        if image_size < 1:
-            raise InputError(f"An image size of {image_size} is not possible; give at least 1 pixel.")
+        check_views(NAME, CAMERAS, cameras, image_size)
         self._mujoco = load_mujoco()
         blocks = [centre((r, c)) for r, row in enumerate(MAP) for c, mark in enumerate(row) if mark == "#"]
         walls = "\n".join("    " + _WALL.format(*block) for block in blocks)
@@ -212,18 +208,3 @@ class Waypoints:
             cell[axis] += number * np.sign(there - here)[axis]
             cells.append(cell - (self._rng.uniform(0.0, 0.2, 2) if number > 1 else 0.0))
         return cells
-
-
-class RandomPush:
-    """Uniform actions: the floor."""
-
-    def __init__(self, env: PointMazeEnv) -> None:
-        del env
-
-    def reset(self, seed: int) -> str:
-        self._rng = np.random.Generator(np.random.Philox(key=[seed, 1]))
-        return "random"
-
-    def act(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
-        del observation
-        return self._rng.uniform(-1.0, 1.0, 2).astype(np.float32)

@@ -4,12 +4,12 @@ import atexit
 import importlib
 import os
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from embodied.contracts.errors import EmbodiedError, MissingExtraError
+from embodied.contracts.errors import EmbodiedError, InputError, MissingExtraError, suggest
 
 # Stored with every dataset: other flags give other pixels. `scene.json` carries them to the MuJoCo robot.
 RENDER_FLAGS: dict[str, bool] = {"shadow": False, "reflection": False, "haze": False, "skybox": False}
@@ -97,6 +97,15 @@ class FastRenderer:
     def close(self) -> None:
         """Free the GL context; called twice or at interpreter exit, it does no harm."""
         self._close()
+
+
+def check_views(env_id: str, known: Mapping[str, str], cameras: Sequence[str], image_size: int) -> None:
+    """Raise InputError for a camera that is not there or a size that is none."""
+    for camera in cameras:
+        if camera not in known:
+            raise InputError(f"{env_id} has no camera '{camera}'.{suggest(camera, known)}")
+    if image_size < 1:
+        raise InputError(f"An image size of {image_size} is not possible; give at least 1 pixel.")
 
 
 class Pictured:

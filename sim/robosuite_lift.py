@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from embodied.contracts.errors import InputError, MissingExtraError, suggest
+from embodied.contracts.errors import MissingExtraError
 from embodied.contracts.provenance import hash_file, hash_json
 from embodied.contracts.specs import ActionSpec, ArraySpec, DatasetSpec
-from embodied.sim.render import Pictured, load_mujoco, use_software_gl
+from embodied.sim.render import Pictured, check_views, load_mujoco, use_software_gl
 
 CONTROL_DT = 0.1  # [s]
 HORIZON = 50  # control steps in an episode
@@ -176,15 +176,6 @@ def dataset_spec(cameras: Sequence[str], image_size: int) -> DatasetSpec:
     return DatasetSpec(observations, images, action, CONTROL_DT, "robosuite/Lift")
 
 
-def check_views(cameras: Sequence[str], image_size: int) -> None:
-    """Raise InputError for a camera that is not there or a size that is none."""
-    for camera in cameras:
-        if camera not in CAMERAS:
-            raise InputError(f"robosuite/Lift has no camera '{camera}'.{suggest(camera, CAMERAS)}")
-    if image_size < 1:
-        raise InputError(f"An image size of {image_size} is not possible; give at least 1 pixel.")
-
-
 class LiftEnv(Pictured):
     """Gymnasium's reset and step over the servo-driven scene.
 
@@ -197,7 +188,7 @@ class LiftEnv(Pictured):
     camera_names = CAMERAS
 
     def __init__(self, cameras: Sequence[str] = ("wrist",), image_size: int = 64) -> None:
-        check_views(cameras, image_size)
+        check_views("robosuite/Lift", CAMERAS, cameras, image_size)
         mujoco = load_mujoco()
         self._mujoco = mujoco
         self.scene = build_scene()

@@ -82,7 +82,7 @@ ENVIRONMENTS: dict[str, Environment] = {
         make=point_maze.PointMazeEnv,
         behaviours={
             "scripted": point_maze.Waypoints,
-            "random": point_maze.RandomPush,
+            "random": gymnasium_task.UniformActions,
             **{name: functools.partial(point_maze.Waypoints, behaviour=name) for name in point_maze.BEHAVIOURS},
         },
         truth_keys=point_maze.REWARD_KEYS,

@@ -10,9 +10,10 @@ from embodied.cli import main
 from embodied.compare import measure
 from embodied.contracts.errors import InputError
 from embodied.datasets.store import EpisodeStore
+from embodied.evaluate import _summary
 from embodied.policies.bundle import load_policy
 from embodied.sim import gymnasium_task
-from embodied.sim.evaluate import _run
+from embodied.sim.evaluate import EpisodeResult, _run
 from embodied.sim.suites import environment, true_reward
 from embodied.statistics import difference, mean_over_seeds
 
@@ -184,6 +185,14 @@ def test_returns_are_evaluated_and_compared(tmp_path: Path, capsys: pytest.Captu
     assert "no measure 'success'" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "report.html"), "--results", str(result)]) == 2
     assert "this page shows success" in capsys.readouterr().err
+
+
+def test_success_that_is_told_of_some_episodes_only_is_not_what_policies_are_compared_by() -> None:
+    runs = {name: [[EpisodeResult(name, 0, won, 2.0, 5)]] for name, won in (("lucky", True), ("unlucky", None))}
+    policies = {name: _summary([(None, name)], run, judged=False) for name, run in runs.items()}
+    assert measure(policies) == "episode_return"
+    with pytest.raises(InputError, match="not in others"):
+        measure({**policies, "lucky": _summary([(None, "lucky")], runs["lucky"])})
 
 
 def test_an_interval_of_equal_returns_has_no_width() -> None:
